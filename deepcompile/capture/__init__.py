@@ -1,0 +1,1 @@
+"""capture of the compiler; see the module docstrings."""

@@ -1,0 +1,1 @@
+"""codegen of the compiler; see the module docstrings."""

@@ -1,0 +1,1 @@
+"""cost of the compiler; see the module docstrings."""

@@ -1,0 +1,1 @@
+"""inspect of the compiler; see the module docstrings."""

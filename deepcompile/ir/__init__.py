@@ -1,0 +1,1 @@
+"""ir of the compiler; see the module docstrings."""

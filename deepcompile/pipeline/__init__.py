@@ -1,0 +1,1 @@
+"""pipeline of the compiler; see the module docstrings."""

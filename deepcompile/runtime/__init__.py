@@ -1,0 +1,1 @@
+"""runtime of the compiler; see the module docstrings."""
