@@ -1,0 +1,76 @@
+"""Every private torch name that capture needs, in one place (checked with torch 2.11 to 2.13).
+
+Nothing here has a stable public spelling. Other modules of this room import from this one, so a
+torch release that moves a name is dealt with in this file only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import (
+    RestartAnalysis,
+    ShortenTraceback,
+    SkipFrame,
+    exceptions_allowed_to_be_fallback,
+)
+from torch._dynamo.utils import flatten_graph_inputs
+from torch._functorch import config as functorch_config
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._guards import TracingContext
+from torch.fx import GraphModule
+
+__all__ = [
+    "aot_module_simplified",
+    "exceptions_meant_for_dynamo",
+    "flatten_graph_inputs",
+    "split_joint_graph",
+    "static_input_indices",
+    "without_compiled_autograd_tracing",
+]
+
+#: Control flow between Dynamo and a backend: never to be answered with a fallback of ours.
+#: `exceptions_allowed_to_be_fallback` (data-dependent shapes and the like) become graph breaks.
+exceptions_meant_for_dynamo: tuple[type[BaseException], ...] = (
+    RestartAnalysis,
+    ShortenTraceback,
+    SkipFrame,
+    *exceptions_allowed_to_be_fallback,
+)
+
+
+def split_joint_graph(
+    joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+) -> tuple[GraphModule, GraphModule]:
+    """Torch's minimum-cut split of a joint graph into forward and backward.
+
+    Torch's own common-subexpression step is left out: it imports the whole of Inductor (more than
+    a second of CPU time), and the joint passes have done that work already.
+    """
+    with functorch_config.patch(cse=False):
+        return min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+
+
+def static_input_indices() -> tuple[int, ...]:
+    """Forward inputs whose address does not change between calls (parameters and buffers)."""
+    context = TracingContext.try_get()
+    metadata = getattr(context, "fw_metadata", None)
+    return tuple(getattr(metadata, "static_input_indices", None) or ())
+
+
+def without_compiled_autograd_tracing(function: Callable[..., Any], reason: str) -> Any:
+    """`function`, hidden from Dynamo: neither compiled itself nor inlined by compiled autograd."""
+    return torch._dynamo.disable(function, reason=reason)
+
+
+@contextlib.contextmanager
+def outside_fake_mode() -> Iterator[None]:
+    """Run with real tensors although a fake tensor mode is active (backends are called in one)."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        yield
