@@ -76,7 +76,9 @@ class CompileError(DeepCompileError):
     `source` the text of that line.
     """
 
-    def __init__(self, detail: str, *, origin: str | None = None, source: str | None = None) -> None:
+    def __init__(
+        self, detail: str, *, origin: str | None = None, source: str | None = None
+    ) -> None:
         lines = [detail]
         if origin:
             lines.append(f"  from {origin}" + (f": {source.strip()}" if source else ""))
@@ -132,10 +134,11 @@ def _dynamo_class(cls: type[DeepCompileError]) -> type[DeepCompileError]:
 def for_dynamo(error: DeepCompileError) -> DeepCompileError:
     """The same error in a class that Dynamo passes through undisturbed.
 
-    The backend's outermost function ends with `except DeepCompileError as e: raise for_dynamo(e) from
-    e.__cause__`. The result is an instance of `type(error)` and of `ShortenTraceback`.
+    The backend's outermost function ends with
+    `except DeepCompileError as e: raise for_dynamo(e) from e.__cause__`.
+    The result is an instance of `type(error)` and of `ShortenTraceback`.
     """
-    cls = _dynamo_class(type(error))
+    cls = _dynamo_class(type(error))  # type: ignore[arg-type]
     if isinstance(error, cls):
         return error
     twin = cls.__new__(cls, *error.args)

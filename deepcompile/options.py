@@ -210,9 +210,12 @@ class Options:
         in_key=True,
     )
     disable: tuple[str, ...] = _option(
-        (), _names, "names", "Passes ('fuse-rows') or rewrites ('fuse-rows/epilogue') to leave out.",
+        (),
+        _names,
+        "names",
+        "Passes ('fuse-rows') or rewrites ('fuse-rows/epilogue') to leave out.",
         in_key=True,
-    )  # fmt: skip
+    )
     opt_limit: int | None = _option(
         None,
         functools.partial(_integer, least=0),

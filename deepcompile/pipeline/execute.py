@@ -1,0 +1,223 @@
+"""Run a graph before and after a pass on the same inputs and compare. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+    torch.complex128: 1e-9,
+    torch.complex64: 1e-4,
+}
+"""Largest error, relative to the largest magnitude in the reference tensor. Fused code may keep
+more digits between ops than eager; a difference of a few last places is not one in meaning."""
+
+
+class NotRunnable(Exception):
+    """The reference graph cannot run on made-up inputs, so nothing can be compared."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The outputs agree; `values` is False when only shapes could be compared."""
+
+    max_error: float
+    values: bool
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The outputs differ; `node` is the first node of the new graph with another value."""
+
+    detail: str
+    node: str | None
+    max_error: float | None
+
+
+def make_inputs(graph: GraphModule, seed: int = 0) -> list[Any]:
+    """Real values for the placeholders, from their `meta["val"]`; integers are 0 or 1.
+
+    Symbolic sizes take their hints. Raises `NotRunnable` for a placeholder without metadata.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [_make(node, generator) for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def _make(node: Node, generator: torch.Generator) -> Any:
+    if "val" not in node.meta:
+        raise NotRunnable(f"placeholder {node.name} has no example value")
+    value = node.meta["val"]
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return _hint(value, node)
+    if not isinstance(value, torch.Tensor):
+        return value
+    size = [_hint(s, node) for s in value.shape]
+    stride = [_hint(s, node) for s in value.stride()]
+    with _disable_current_modes():
+        span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else 0
+        if value.dtype.is_floating_point or value.dtype.is_complex:
+            wide = torch.complex128 if value.dtype.is_complex else torch.float64
+            storage = torch.randn(span, generator=generator, dtype=wide)
+        else:
+            storage = torch.randint(0, 2, (span,), generator=generator)
+        storage = storage.to(value.dtype).to(value.device)
+        return torch.as_strided(storage, size, stride)
+
+
+def _hint(value: Any, node: Node) -> Any:
+    if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value
+    if not value.node.has_hint():
+        raise NotRunnable(f"placeholder {node.name} has a data-dependent size")
+    return value.node.hint
+
+
+def compare_graphs(before: GraphModule, after: GraphModule, seed: int = 0) -> Agreement | Mismatch:
+    """Run both graphs on the same inputs. Raises `NotRunnable` when `before` cannot be run."""
+    inputs = make_inputs(before, seed)
+    values = _random_ops(before) == _random_ops(after)
+    if _placeholders(before) != _placeholders(after):
+        if values:
+            return Mismatch("the inputs of the graph changed", None, None)
+        inputs_after = make_inputs(after, seed)
+    else:
+        inputs_after = inputs
+    try:
+        expected = _run(before, inputs, seed)
+    except Exception as error:
+        raise NotRunnable(f"the graph before the pass: {type(error).__name__}: {error}") from error
+    try:
+        actual = _run(after, inputs_after, seed)
+    except Exception as error:
+        return Mismatch(
+            f"the graph after it does not run: {type(error).__name__}: {error}", None, None
+        )
+    detail, error_size = _compare(expected, actual, values)
+    if detail is None:
+        return Agreement(error_size or 0.0, values)
+    node = _first_difference(before, after, inputs, seed) if values else None
+    return Mismatch(detail, node, error_size)
+
+
+def _placeholders(graph: GraphModule) -> list[str]:
+    return [str(n.target) for n in graph.graph.nodes if n.op == "placeholder"]
+
+
+def _random_ops(graph: GraphModule) -> list[str]:
+    tag = torch.Tag.nondeterministic_seeded
+    return [
+        str(node.target)
+        for node in graph.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and tag in node.target.tags
+    ]
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _fresh(inputs: Sequence[Any]) -> list[Any]:
+    return [
+        torch.as_strided(i.clone().contiguous().view(-1), i.shape, i.stride())
+        if isinstance(i, torch.Tensor) and i.is_contiguous()
+        else i.clone(memory_format=torch.preserve_format)
+        if isinstance(i, torch.Tensor)
+        else i
+        for i in inputs
+    ]
+
+
+def _run(graph: GraphModule, inputs: Sequence[Any], seed: int) -> list[Any]:
+    with _reproducible(seed):
+        result = Interpreter(graph).run(*_fresh(inputs), enable_io_processing=False)
+    return list(pytree.tree_leaves(result))
+
+
+class _Recorder(Interpreter):
+    def __init__(self, graph: GraphModule, values: dict[str, Any]) -> None:
+        super().__init__(graph)
+        self.values = values
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "output":
+            kept = [
+                v.clone() if isinstance(v, torch.Tensor) else v for v in pytree.tree_leaves(result)
+            ]
+            self.values[n.name] = kept
+        return result
+
+
+def _first_difference(
+    before: GraphModule, after: GraphModule, inputs: Sequence[Any], seed: int
+) -> str | None:
+    recorded: list[dict[str, Any]] = [{}, {}]
+    for graph, values in zip((before, after), recorded, strict=True):
+        with _reproducible(seed):
+            _Recorder(graph, values).run(*_fresh(inputs), enable_io_processing=False)
+    expected, actual = recorded
+    for name, value in actual.items():
+        if name in expected and _compare(expected[name], value, True)[0] is not None:
+            return name
+    return None
+
+
+def _compare(
+    expected: list[Any], actual: list[Any], values: bool
+) -> tuple[str | None, float | None]:
+    """What differs (None if nothing) and the largest absolute error."""
+    if len(expected) != len(actual):
+        return f"{len(expected)} outputs became {len(actual)}", None
+    worst: tuple[str | None, float] = (None, 0.0)
+    largest = 0.0
+    for position, (a, b) in enumerate(zip(expected, actual, strict=True)):
+        detail, error = _compare_one(a, b, values)
+        if detail is not None and error is None:
+            return f"output {position}: {detail}", None
+        largest = max(largest, error or 0.0)
+        if detail is not None and (worst[0] is None or (error or 0.0) > worst[1]):
+            worst = (f"output {position}: {detail}", error or 0.0)
+    return worst[0], worst[1] if worst[0] is not None else largest
+
+
+def _compare_one(a: Any, b: Any, values: bool) -> tuple[str | None, float | None]:
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        same = type(a) is type(b) and (not values or a == b or a != a)
+        return (None, 0.0) if same else (f"{a!r} became {b!r}", None)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return f"{_type(a)} became {_type(b)}", None
+    if not values or not a.numel():
+        return None, 0.0
+    tolerance = TOLERANCE.get(a.dtype, 0.0)
+    wide = torch.complex128 if a.dtype.is_complex else torch.float64
+    x, y = a.detach().to(wide), b.detach().to(wide)
+    if not torch.equal(x.isnan(), y.isnan()):
+        return "NaN in other places", float("nan")
+    unbounded = x.isinf() | y.isinf()
+    if not torch.equal(x[unbounded], y[unbounded]):
+        return "infinity in other places", float("inf")
+    finite = x.isfinite() & y.isfinite()
+    if not bool(finite.any()):
+        return None, 0.0
+    error = float((x[finite] - y[finite]).abs().max())
+    scale = float(x[finite].abs().max())
+    bound = tolerance * max(scale, 1e-6 if tolerance else 0.0)
+    return (f"values of {_type(a)} differ" if error > bound else None), error
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
