@@ -1,0 +1,1 @@
+"""Benchmarks of deepcompile against eager and Inductor: `python -m benchmarks.run`."""

@@ -1,0 +1,1 @@
+"""`python -m deepcompile.demo`: one transformer trained in eager and compiled, side by side."""
