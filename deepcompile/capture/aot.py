@@ -10,8 +10,19 @@ from torch.fx import GraphModule, Interpreter
 
 from deepcompile.capture import torch_private
 from deepcompile.capture.decompositions import decomposition_table
+from deepcompile.errors import (
+    CompileError,
+    DeepCompileError,
+    OptionError,
+    PipelineError,
+    VerificationError,
+    for_dynamo,
+)
 
 log = logging.getLogger(__name__)
+
+#: Mistakes of the user and what the user asked to be told; other failures end in eager.
+_FOR_THE_USER = (CompileError, OptionError, PipelineError, VerificationError)
 
 CompiledGraphKind = Literal["inference", "forward", "backward"]
 Note = Callable[..., None]
@@ -54,8 +65,8 @@ def compile_through_aot(
     Otherwise one graph goes there as kind "inference", which the joint passes never see.
 
     What cannot be captured or compiled runs in eager, and `note("fallback", ...)` tells why, unless
-    `options.strict` is set: then the error is raised. Errors derived from Dynamo's
-    `ShortenTraceback` always reach the user as they are.
+    `options.strict` is set: then `CompileError` is raised. Errors derived from Dynamo's
+    `ShortenTraceback`, and those in options and pipelines, always reach the user.
     """
     if any(isinstance(value, list | tuple | dict) for value in example_inputs):
         return torch_private.flatten_graph_inputs(
@@ -83,8 +94,7 @@ def compile_through_aot(
         except torch_private.exceptions_meant_for_dynamo:
             raise
         except Exception as error:
-            if strict:
-                raise
+            _raise_if_for_user(error, strict, f"compiling the {kind} graph failed")
             record("fallback", stage="compile", kind=kind, reason=_reason(error))
             log.debug("compiling the %s graph failed", kind, exc_info=error)
             return interpret(graph)
@@ -123,8 +133,7 @@ def compile_through_aot(
     except torch_private.exceptions_meant_for_dynamo:
         raise
     except Exception as error:
-        if strict:
-            raise
+        _raise_if_for_user(error, strict, "AOTAutograd could not capture the graph")
         record("fallback", stage="capture", kind="joint", reason=_reason(error))
         log.debug("AOTAutograd could not capture the graph", exc_info=error)
         return gm
@@ -151,6 +160,13 @@ def _static_inputs(graph: GraphModule, kind: CompiledGraphKind) -> tuple[int, ..
     names = {f"primals_{position + 1}" for position in static}
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     return tuple(i for i, node in enumerate(placeholders) if node.target in names)
+
+
+def _raise_if_for_user(error: Exception, strict: bool, what: str) -> None:
+    if isinstance(error, _FOR_THE_USER) or (strict and isinstance(error, DeepCompileError)):
+        raise for_dynamo(error) from error.__cause__
+    if strict:
+        raise for_dynamo(CompileError(f"{what}: {_reason(error)}")) from error
 
 
 def _reason(error: Exception) -> str:

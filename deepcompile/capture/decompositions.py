@@ -41,7 +41,7 @@ _FROM_TORCH = """
     log_sigmoid_backward log_sigmoid_forward logaddexp logaddexp2 logit logit_backward
     logspace logsumexp.default masked_fill max_unpool2d max_unpool3d miopen_batch_norm_backward mish
     mish_backward mse_loss mse_loss_backward multi_margin_loss multilabel_margin_loss_forward mv
-    mvlgamma nan_to_num nansum narrow native_dropout_backward new_full new_ones new_zeros
+    mvlgamma nan_to_num nansum narrow new_full new_ones new_zeros
     norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype ones ones_like
     pixel_shuffle pixel_unshuffle rad2deg reflection_pad1d reflection_pad1d_backward
     reflection_pad2d reflection_pad2d_backward reflection_pad3d reflection_pad3d_backward

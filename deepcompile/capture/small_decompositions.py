@@ -30,6 +30,11 @@ def pow_scalar(x: Tensor, exponent: float) -> Tensor:
     return NotImplemented
 
 
+def native_dropout_backward(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return grad * (mask.to(grad.dtype) * scale)
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: pow_scalar,
+    aten.native_dropout_backward.default: native_dropout_backward,
 }
