@@ -122,25 +122,32 @@ def alternate(
     a slow moment of the machine meets all of them. The number of calls in a turn is fixed from the
     last warm-up call.
     """
-    calls: dict[str, int] = {}
-    for name, function in contenders.items():
-        for _ in range(warmup):
-            started = time.perf_counter()
-            function()
-            last = time.perf_counter() - started
-        calls[name] = max(1, round(seconds / last))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
-    for index in range(rounds):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            function = contenders[name]
-            with collector_paused():
-                started = time.perf_counter()
-                for _ in range(calls[name]):
-                    function()
-                samples[name].append((time.perf_counter() - started) / calls[name])
+    with collector_paused():
+        calls = {
+            name: max(1, round(seconds / _warm_up(function, warmup)))
+            for name, function in contenders.items()
+        }
+        for index in range(rounds):
+            shift = index % len(names)
+            for name in names[shift:] + names[:shift]:
+                samples[name].append(_seconds_per_call(contenders[name], calls[name]))
     return samples
+
+
+def _warm_up(function: Callable[[], object], calls: int) -> float:
+    """Seconds of the last of `calls` calls."""
+    for _ in range(calls):
+        last = _seconds_per_call(function, 1)
+    return last
+
+
+def _seconds_per_call(function: Callable[[], object], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - started) / calls
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
