@@ -25,6 +25,8 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     # Launch overhead is already one call per graph on the CPU, so there is nothing to switch on.
     "reduce-overhead": {},
+    # Inductor's trade of speed for a simpler graph; there is no such trade to make here.
+    "lite": {},
     "max-autotune": {"tune": "measure"},
     "max-autotune-no-cudagraphs": {"tune": "measure"},
 }
