@@ -10,6 +10,8 @@ from torch.fx import GraphModule, Interpreter
 
 from deepcompile.capture import torch_private
 from deepcompile.capture.decompositions import decomposition_table
+from deepcompile.capture.mutated_inputs import keep_values_before_mutation
+from deepcompile.capture.origins import copy_origins_to_backward
 from deepcompile.errors import (
     CompileError,
     DeepCompileError,
@@ -99,25 +101,28 @@ def compile_through_aot(
             log.debug("compiling the %s graph failed", kind, exc_info=error)
             return interpret(graph)
 
-    def compile_forward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_or_interpret(graph, inputs, "forward")
+    def compile_forward(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_or_interpret(gm, example_inputs, "forward")
 
-    def compile_inference(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_or_interpret(graph, inputs, "inference")
+    def compile_inference(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_or_interpret(gm, example_inputs, "inference")
 
     # Called by autograd at an arbitrary moment: Dynamo must trace neither it nor its result.
-    def compile_backward(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        compiled = torch_private.without_compiled_autograd_tracing(
+    def compile_backward(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        compiled = torch_private.hidden_from_dynamo(
             compile_or_interpret, "the backward compiler is not user code"
-        )(graph, inputs, "backward")
-        return torch_private.without_compiled_autograd_tracing(
+        )(gm, example_inputs, "backward")
+        return torch_private.hidden_from_dynamo(
             compiled, "a compiled backward graph is not user code"
         )
 
     def split(
         joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[GraphModule, GraphModule]:
-        return torch_private.split_joint_graph(run_joint_passes(joint), joint_inputs, **kwargs)
+        copy_origins_to_backward(joint.graph)
+        joint = run_joint_passes(joint)
+        keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
+        return torch_private.split_joint_graph(joint, joint_inputs, **kwargs)
 
     try:
         compiled = torch_private.aot_module_simplified(
@@ -127,7 +132,7 @@ def compile_through_aot(
             bw_compiler=compile_backward,
             inference_compiler=compile_inference,
             partition_fn=split,
-            decompositions=decomposition_table(),
+            decompositions=dict(decomposition_table()),
             keep_inference_input_mutations=True,
         )
     except torch_private.exceptions_meant_for_dynamo:
@@ -137,9 +142,7 @@ def compile_through_aot(
         record("fallback", stage="capture", kind="joint", reason=_reason(error))
         log.debug("AOTAutograd could not capture the graph", exc_info=error)
         return gm
-    return torch_private.without_compiled_autograd_tracing(
-        compiled, "a compiled graph is not user code"
-    )
+    return torch_private.hidden_from_dynamo(compiled, "a compiled graph is not user code")
 
 
 def interpret(graph: GraphModule) -> Callable[[list[Any]], Any]:

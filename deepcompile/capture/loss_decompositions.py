@@ -8,6 +8,9 @@ are programs over rows of logits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -106,7 +109,7 @@ def nll_loss_backward(
     return narrow(aten.where.ScalarOther(hit, row.unsqueeze(class_dim), 0.0), x.dtype)
 
 
-TABLE = {
+TABLE: dict[Any, Callable[..., Any]] = {
     aten._softmax.default: softmax,
     aten._softmax_backward_data.default: softmax_backward,
     aten._log_softmax.default: log_softmax,

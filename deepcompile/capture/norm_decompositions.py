@@ -9,7 +9,8 @@ once at the end; row statistics stay in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -304,10 +305,12 @@ def native_batch_norm_backward(
     dims = _channel_dims(x)
     wide_grad = widen(grad)
     if training:
-        assert save_mean is not None and save_rstd is not None
+        assert save_mean is not None
+        assert save_rstd is not None
         mean, rstd = _per_channel(save_mean, x), _per_channel(save_rstd, x)
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean = _per_channel(running_mean, x)
         rstd = _per_channel(aten.rsqrt.default(widen(running_var) + eps), x)
     grad_x = grad_weight = grad_bias = None
@@ -327,7 +330,7 @@ def native_batch_norm_backward(
     return grad_x, grad_weight, grad_bias
 
 
-TABLE = {
+TABLE: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: native_layer_norm,
     aten.native_layer_norm_backward.default: native_layer_norm_backward,
     aten._fused_rms_norm.default: fused_rms_norm,

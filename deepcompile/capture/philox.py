@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepcompile.ir import philox as reference
+from deepcompile.ir import ops as reference
 
 #: Elements of one site: offsets of different sites never meet below this many.
 SITE_STRIDE = 1 << 40

@@ -6,8 +6,7 @@ torch release that moves a name is dealt with in this file only.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +27,10 @@ __all__ = [
     "aot_module_simplified",
     "exceptions_meant_for_dynamo",
     "flatten_graph_inputs",
+    "hidden_from_dynamo",
+    "mutated_input_indices",
     "split_joint_graph",
     "static_input_indices",
-    "without_compiled_autograd_tracing",
 ]
 
 #: Control flow between Dynamo and a backend: never to be answered with a fallback of ours.
@@ -57,20 +57,18 @@ def split_joint_graph(
 
 def static_input_indices() -> tuple[int, ...]:
     """Forward inputs whose address does not change between calls (parameters and buffers)."""
-    context = TracingContext.try_get()
-    metadata = getattr(context, "fw_metadata", None)
-    return tuple(getattr(metadata, "static_input_indices", None) or ())
+    return tuple(getattr(_forward_metadata(), "static_input_indices", None) or ())
 
 
-def without_compiled_autograd_tracing(function: Callable[..., Any], reason: str) -> Any:
+def mutated_input_indices() -> tuple[int, ...]:
+    """Forward inputs that get new contents after the graph has run, not by a node in it."""
+    return tuple(getattr(_forward_metadata(), "mutated_inp_runtime_indices", None) or ())
+
+
+def _forward_metadata() -> Any:
+    return getattr(TracingContext.try_get(), "fw_metadata", None)
+
+
+def hidden_from_dynamo(function: Callable[..., Any], reason: str) -> Any:
     """`function`, hidden from Dynamo: neither compiled itself nor inlined by compiled autograd."""
     return torch._dynamo.disable(function, reason=reason)
-
-
-@contextlib.contextmanager
-def outside_fake_mode() -> Iterator[None]:
-    """Run with real tensors although a fake tensor mode is active (backends are called in one)."""
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-    with unset_fake_temporarily():
-        yield

@@ -200,7 +200,8 @@ def _bernoulli_tensor(emit: Emitter, node: Node) -> Node:
     """`bernoulli(p)` and `bernoulli(like, p)`, `p` a tensor."""
     like = node.args[0]
     p = _arg(node, 1, "p", None) if node.target is not aten.bernoulli.default else like
-    assert isinstance(like, Node) and isinstance(p, Node)
+    assert isinstance(like, Node)
+    assert isinstance(p, Node)
     val = node.meta["val"]
     uniform = emit.draw(philox.philox_uniform, emit.size(like), val.device)
     return emit.cast(emit.call(aten.lt.Tensor, uniform, p), val.dtype)
