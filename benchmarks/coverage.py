@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 
 from benchmarks import models, rows
 from benchmarks._measure import Check, Measurement, Plan, SuiteResult, compile_with
+from deepcompile.inspect.reader import list_runs, read_run
 
 # What may stay a call into ATen: products, attention, and indexing by data.
 ALLOWED_EXTERN = re.compile(
@@ -31,7 +30,7 @@ ALLOWED_EXTERN = re.compile(
 
 @dataclass(frozen=True)
 class Coverage:
-    """Counts over all graphs of one run directory."""
+    """Counts over all graphs of a compile."""
 
     kernels: int
     externs: Counter[str]
@@ -73,16 +72,19 @@ def run(plan: Plan) -> SuiteResult:
     return SuiteResult("coverage", tuple(measurements), tuple(checks), notes, details)
 
 
-def read_coverage(run_dir: Path) -> Coverage:
-    """Count kernels, externs and fallbacks under `run_dir`."""
+def read_coverage(root: Path) -> Coverage:
+    """Count kernels, externs and fallbacks of all runs below `root`."""
     externs: Counter[str] = Counter()
     fallbacks: Counter[str] = Counter()
-    for event in _events(run_dir):
-        if event.get("kind") == "extern":
-            externs[str(event.get("op"))] += int(event.get("count", 1))
-        elif event.get("kind") == "fallback":
-            fallbacks[str(event.get("op") or event.get("reason"))] += 1
-    kernels = sum(1 for _ in run_dir.rglob("kernels/*/meta.json"))
+    kernels = 0
+    for path in list_runs(root):
+        run = read_run(path)
+        kernels += len(run.kernels)
+        for event in run.events:
+            if event.kind == "extern":
+                externs[str(event.fields.get("op"))] += int(event.fields.get("count", 1))
+        for event in run.fallbacks:
+            fallbacks[str(event.fields.get("op") or event.fields.get("reason"))] += 1
     return Coverage(kernels, externs, fallbacks)
 
 
@@ -106,9 +108,3 @@ def _cover_rows(case: rows.RowCase) -> Coverage:
         output = compiled(*inputs)
         output.backward(torch.randn_like(output))
         return read_coverage(Path(folder))
-
-
-def _events(run_dir: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(run_dir.rglob("events.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 STOPPED = 130
+RUNS = Path(".deepcompile", "runs")
 PROMPT = "def "
 SAMPLE_TOKENS = 96
 
@@ -40,7 +40,11 @@ class Choices:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--backend", default="deepep", show_default=True, help="Any torch.compile backend.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the compile is recorded.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Below it the compile is recorded.  [default: .deepcompile/runs]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def main(as_json: bool, **choices: Any) -> None:
     """Train a small transformer on Python's own sources, in eager and compiled, side by side."""
@@ -81,7 +85,7 @@ def run(choices: Choices, as_json: bool) -> int:
     options: dict[str, Any] | None = None
     run_dir = choices.run_dir
     if choices.backend == "deepep":
-        run_dir = run_dir or Path(".deepcompile", "runs", time.strftime("demo-%Y%m%d-%H%M%S"))
+        run_dir = run_dir or RUNS
         options = {"run_dir": str(run_dir)}
     try:
         corpus = data.load_corpus(settings.model.vocabulary)
@@ -100,8 +104,8 @@ def run(choices: Choices, as_json: bool) -> int:
     with report.TrainingProgress(console, choices.steps) as progress:
         train.train(comparison, corpus, progress.step)
     text = train.sample(comparison.compiled.module, corpus, PROMPT, SAMPLE_TOKENS, choices.seed)
-    record = run_record.read_run(run_dir) if run_dir else None
-    facts = (comparison, choices.backend, run_dir, record, text)
+    record = run_record.newest_run(run_dir) if run_dir else None
+    facts = (comparison, choices.backend, record, text)
     if as_json:
         click.echo(json.dumps(report.as_json(*facts)))
     else:

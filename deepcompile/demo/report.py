@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
@@ -59,21 +58,19 @@ def show(
     console: Console,
     comparison: Comparison,
     backend: str,
-    run_dir: Path | None,
     record: RunRecord | None,
     text: str,
 ) -> None:
     """Print the loss table, the speed table, the compile's facts and the sample."""
     console.print(_losses(comparison))
     console.print(_speeds(comparison))
-    console.print(_facts(comparison, backend, run_dir, record))
+    console.print(_facts(comparison, backend, record))
     console.print(Panel(Text(text), title="a sample of the compiled run", title_align="left"))
 
 
 def as_json(
     comparison: Comparison,
     backend: str,
-    run_dir: Path | None,
     record: RunRecord | None,
     text: str,
 ) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def as_json(
         "speedup": comparison.speedup,
         "difference": comparison.difference,
         "agrees": comparison.agrees,
-        "run_dir": str(run_dir) if run_dir else None,
+        "run": str(record.path) if record else None,
         "kernels": record.kernels if record else None,
         "fallbacks": record.fallbacks if record else None,
         "kernels_from_cache": record.all_cached if record else None,
@@ -136,9 +133,7 @@ def _speeds(comparison: Comparison) -> Table:
     return table
 
 
-def _facts(
-    comparison: Comparison, backend: str, run_dir: Path | None, record: RunRecord | None
-) -> Text:
+def _facts(comparison: Comparison, backend: str, record: RunRecord | None) -> Text:
     steps = min(len(comparison.eager.losses), TOLERANCE_STEPS)
     verdict = "agree" if comparison.agrees else "DISAGREE"
     apart = f"at most {comparison.difference:.1e} apart over {steps} steps"
@@ -150,6 +145,5 @@ def _facts(
         origin = "from the cache" if record.all_cached else "built now; the next run finds them"
         lines.append(f"kernels   {record.kernels} generated, {origin}")
         lines.append(f"fallbacks {record.fallbacks}")
-    if run_dir and record:
-        lines.append(f"run       {run_dir}")
+        lines.append(f"run       {record.path}")
     return Text("\n".join(lines), style="" if comparison.agrees else "red")

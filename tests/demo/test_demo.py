@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,19 @@ from click.testing import CliRunner, Result
 
 from deepcompile.demo import data, train
 from deepcompile.demo.__main__ import STOPPED, main
-from deepcompile.demo.run_record import read_run
+from deepcompile.demo.run_record import newest_run
 
 BACKEND = "deepep" if importlib.util.find_spec("deepcompile.backend") else "aot_eager"
 TOY = ["--layers", "1", "--hidden", "64", "--context", "16", "--batch", "2"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Toy sizes gain nothing from threads and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run_demo(tmp_path: Path, *arguments: str) -> Result:
@@ -85,12 +96,16 @@ def test_held_out_text_is_not_trained_on() -> None:
     assert held_out not in first.vocabulary.decode(first.train.tolist())
 
 
-def test_run_directory_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    assert read_run(tmp_path) is None
-    kernel = tmp_path / "kernels" / "k0"
-    kernel.mkdir(parents=True)
-    (kernel / "meta.json").write_text("{}")
-    (tmp_path / "events.jsonl").write_text('{"kind": "fallback", "op": "x"}\n{"kind": "fal')
-    record = read_run(tmp_path)
+def test_only_the_run_of_this_process_counts(tmp_path: Path) -> None:
+    assert newest_run(tmp_path) is None
+    for pid, folder in ((1, "2026-other"), (os.getpid(), "2026-own")):
+        kernel = tmp_path / folder / "kernels" / "k0"
+        kernel.mkdir(parents=True)
+        (kernel / "meta.json").write_text("{}")
+        (tmp_path / folder / "run.json").write_text(json.dumps({"schema": 1, "pid": pid}))
+    (tmp_path / "2026-own" / "events.jsonl").write_text('{"kind": "cache", "hit": true}\n{"ki')
+    record = newest_run(tmp_path)
     assert record is not None
-    assert (record.kernels, record.fallbacks, record.all_cached) == (1, 1, False)
+    assert (record.kernels, record.fallbacks, record.all_cached) == (1, 0, True)
+    (tmp_path / "latest").write_text("2026-other\n")
+    assert newest_run(tmp_path) is None
