@@ -1,0 +1,136 @@
+"""`deepcompile doctor`: does everything that a compile needs work here?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+import deepcompile
+from deepcompile.cache_dir import cache_dir, make_cache_dir
+from deepcompile.cli.exit import Exit
+from deepcompile.cli.output import json_option, print_json, table
+
+LINKS = ("passes", "codegen", "runtime")
+_PROGRAM = 'extern "C" int deepcompile_doctor(int x) { return x + 1; }\n'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `ok` is None for what is only told."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@click.command()
+@click.option(
+    "--compile", "compiles", is_flag=True, help="Also compile a tiny function (loads torch)."
+)
+@json_option
+def doctor(compiles: bool, as_json: bool) -> Exit:
+    """Check this installation; exit status 1 when something is wrong."""
+    checks = [*_CHECKS, _tiny_compile] if compiles else _CHECKS
+    findings = [finding for check in checks for finding in check()]
+    healthy = all(finding.ok is not False for finding in findings)
+    if as_json:
+        print_json("doctor", ok=healthy, findings=[asdict(finding) for finding in findings])
+    else:
+        words = {True: "ok", False: "WRONG", None: ""}
+        rows = [(f.name, words[f.ok], f.detail) for f in findings]
+        click.echo(table(("CHECK", "", "FOUND"), rows))
+    return Exit.OK if healthy else Exit.NO
+
+
+def _versions() -> list[Finding]:
+    findings = [
+        Finding("deepcompile", None, f"{deepcompile.__version__} in {Path(__file__).parents[1]}"),
+        Finding("python", None, f"{platform.python_version()} on {platform.platform()}"),
+    ]
+    for package, needed in (("torch", True), ("triton", False)):
+        try:
+            findings.append(Finding(package, True if needed else None, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            findings.append(Finding(package, False if needed else None, "not installed"))
+    return findings
+
+
+def compilers() -> tuple[str, ...]:
+    """C++ compilers to try, in order: CXX alone when it is set."""
+    named = os.environ.get("CXX")
+    return (named,) if named else ("g++", "clang++", "c++")
+
+
+def _compiler() -> list[Finding]:
+    found = next((path for name in compilers() if (path := shutil.which(name))), None)
+    if found is None:
+        return [Finding("C++ compiler", False, f"none of {', '.join(compilers())}; set CXX")]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "doctor.cpp")
+        source.write_text(_PROGRAM)
+        command = [found, "-shared", "-fPIC", "-O1", str(source), "-o", f"{folder}/doctor.so"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return [Finding("C++ compiler", False, f"{found} does not run: {error}")]
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+        return [Finding("C++ compiler", False, f"{found} fails: {reason}")]
+    return [Finding("C++ compiler", True, found)]
+
+
+def _entry_point() -> list[Finding]:
+    found = [e.value for e in metadata.entry_points(group="torch_dynamo_backends", name="deepep")]
+    if not found:
+        hint = "not found; install the package, e.g. pip install -e ."
+        return [Finding('backend="deepep"', False, hint)]
+    return [Finding('backend="deepep"', True, found[0])]
+
+
+def _cache() -> list[Finding]:
+    folder = cache_dir()
+    try:
+        make_cache_dir(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return [Finding("cache", False, f"{folder} is not writable: {error}; kernels are rebuilt")]
+    return [Finding("cache", True, f"{folder} is writable")]
+
+
+def _links() -> list[Finding]:
+    package = Path(__file__).parents[1]
+    checkout = package.parent
+    if not (checkout / "pyproject.toml").is_file():
+        return []
+    broken = [n for n in LINKS if (checkout / n).resolve() != (package / n).resolve()]
+    if broken:
+        return [Finding("links", False, f"{', '.join(broken)} do not lead into the package")]
+    return [Finding("links", True, f"{', '.join(LINKS)} in {checkout}")]
+
+
+def _tiny_compile() -> list[Finding]:
+    import torch
+
+    x = torch.linspace(-1, 1, 64)
+    compiled = torch.compile(
+        lambda t: torch.softmax(t * 2, 0), backend="deepep", options={"strict": True}
+    )
+    try:
+        error = float((compiled(x) - torch.softmax(x * 2, 0)).abs().max())
+    except Exception as failure:  # whatever it is, it is the finding
+        reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        return [Finding("tiny compile", False, reason)]
+    return [Finding("tiny compile", error < 1e-5, f"max error {error:.1e}")]
+
+
+_CHECKS: list[Callable[[], list[Finding]]] = [_versions, _compiler, _entry_point, _cache, _links]

@@ -1,0 +1,104 @@
+"""The top of the command line: finds the command, and turns errors into exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from deepcompile import __version__
+from deepcompile.cli.exit import Exit
+from deepcompile.cli.output import json_option, print_json
+from deepcompile.errors import CacheError, CompileError, CompilerMissing, DeepCompileError, nearest
+
+_COMMANDS = {
+    "passes": ("deepcompile.cli.passes:passes", "List and describe passes and the pipeline."),
+    "options": ("deepcompile.cli.options:options", "List the options of a compile."),
+    "runs": ("deepcompile.cli.runs:runs", "Read recorded runs."),
+    "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
+    "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
+    "version": ("deepcompile.cli.main:version", "Print the version."),
+}
+_NO_STATUS = (CacheError, CompilerMissing)
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS:
+            close = nearest(args[0], _COMMANDS)
+            hint = f"; did you mean {close!r}?" if close else ""
+            ctx.fail(f"unknown command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
+def cli() -> None:
+    """Look into the deepcompile graph compiler and what it compiled."""
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the version."""
+    if as_json:
+        print_json("version", version=__version__)
+    else:
+        click.echo(__version__)
+
+
+def run(arguments: Sequence[str] | None = None) -> Exit:
+    """Run the command and return its exit status; messages go to stderr."""
+    try:
+        result = cli.main(args=arguments, prog_name="deepcompile", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return Exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return Exit.USAGE
+    except BrokenPipeError:
+        # The reader (a pager, head) went away: nothing is wrong. Keep exit from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except CompileError as error:
+        click.echo(f"error: {error}", err=True)
+        return Exit.MODEL_FAILED
+    except DeepCompileError as error:
+        click.echo(f"error: {error}", err=True)
+        return Exit.NO if isinstance(error, _NO_STATUS) else Exit.USAGE
+    except Exception:
+        traceback.print_exc()
+        click.echo("This is a bug in deepcompile; please report the text above.", err=True)
+        return Exit.BUG
+    return result if isinstance(result, Exit) else Exit.OK
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(int(run()))

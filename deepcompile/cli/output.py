@@ -1,0 +1,33 @@
+"""Results on stdout: aligned text for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+SCHEMA = 1
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def json_option(command: _F) -> _F:
+    """`--json`: print one JSON document instead of text."""
+    decorate = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    return decorate(command)
+
+
+def print_json(command: str, **fields: Any) -> None:
+    """The document of `command`, with its schema."""
+    click.echo(json.dumps({"schema": SCHEMA, "command": command} | fields, indent=2))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a header, columns aligned and never cut."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
