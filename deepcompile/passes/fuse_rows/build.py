@@ -1,0 +1,111 @@
+"""From a group of nodes to its kernel: loop order, axis names, stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from ...ir.collapse import collapse_axes
+from ...ir.index import Index, ZERO
+from ...ir.nest import Kernel
+from ..lowering.builder import Builder
+from ..lowering.views import Position, is_view
+from .groups import Group
+
+if TYPE_CHECKING:
+    from .rewrite import Plan
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel and the nodes behind its buffers, in buffer order, as (node, role)."""
+
+    nest: Kernel
+    buffers: tuple[tuple[Node, str], ...]
+    outputs: tuple[Node, ...]
+
+
+def build_kernel(plan: Plan, group: Group, name: str) -> Built:
+    """The kernel of a group.
+
+    Raises:
+        CannotFuse: when the group, against the expectation of the merge, is no one kernel.
+    """
+    from .rewrite import _needed_outside, is_mutation, root
+
+    ordered = sorted(group.nodes, key=lambda node: node.meta["deepcompile_order"])
+    stored = [node for node in ordered if _needed_outside(plan, group, node)]
+    axes = _loop_order(plan, group, stored or ordered)
+    parallel = [name for name in axes if group.labels.get(name, "P") == "P"]
+    reduced = [name for name in axes if name not in parallel]
+    rename = {old: Index.of(f"p{i}") for i, old in enumerate(parallel)}
+    rename |= {old: Index.of(f"r{i}") for i, old in enumerate(reduced)}
+
+    def in_memory(node: Node) -> Node | None:
+        base = root(node)
+        if base in group.positions or base in plan.inlined:
+            return None
+        return base
+
+    builder = Builder(
+        plan.facts,
+        [(f"p{i}", group.axes[old]) for i, old in enumerate(parallel)],
+        [(f"r{i}", group.axes[old]) for i, old in enumerate(reduced)],
+        in_memory,
+        round_always=plan.round_always,
+    )
+
+    def renamed(position: Position) -> Position:
+        return tuple(index.substitute(rename, {}) for index in position)
+
+    for node, operand in group.operands.items():
+        builder.reductions[node] = renamed(operand)
+    for node in stored:
+        into = root(node.args[0]) if is_mutation(node) else None
+        builder.store(node, renamed(group.positions[node]), into)
+    nest = builder.finish(name)
+    roles = tuple((base, role) for base, _, role in builder.buffers())
+    outputs = tuple(base for base, role in roles if role == "out" and base.op != "placeholder")
+    return Built(collapse_axes(nest), roles, outputs)
+
+
+def _loop_order(plan: Plan, group: Group, stored: list[Node]) -> list[str]:
+    """Axes from the largest to the smallest stride of the widest tensor written, else read."""
+    best: tuple[int, Index] | None = None
+    for node in stored:
+        address = ZERO
+        info = plan.facts[node]
+        for at, stride in zip(group.positions[node], info.strides, strict=True):
+            address = address + at * stride
+        covered = len(address.names() & group.axes.keys())
+        if best is None or covered > best[0]:
+            best = (covered, address)
+    if best is None or best[0] < len(group.axes):
+        for reads in group.reads.values():
+            for node, position in reads:
+                if node in group.positions or is_view(node):
+                    continue
+                address = ZERO
+                for at, stride in zip(position, plan.facts[node].strides, strict=True):
+                    address = address + at * stride
+                covered = len(address.names() & group.axes.keys())
+                if best is None or covered > best[0]:
+                    best = (covered, address)
+    reference = ZERO if best is None else best[1]
+    names = list(group.axes)
+
+    def weight(name: str) -> tuple[int, int, int]:
+        stride = reference.coefficient(name)
+        if stride is None or stride == ZERO:
+            return (1 << 30, 1 << 60, -names.index(name))
+        degree = max((len(monomial) for monomial, _ in stride.terms), default=0)
+        return (degree, sum(abs(c) for _, c in stride.terms), -names.index(name))
+
+    return sorted(names, key=weight, reverse=True)
+
+

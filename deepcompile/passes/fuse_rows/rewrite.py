@@ -1,0 +1,473 @@
+"""Choosing groups: greedy by bytes saved over all edges, without making a cycle."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ...pipeline.protocol import PassContext, PassResult
+from ..lowering import indexing, rules  # noqa: F401  (registers the rules)
+from ..lowering.builder import CannotFuse
+from ..lowering.probe import Access, probe
+from ..lowering.reductions import is_tuple_reduction, reduction_of
+from ..lowering.rules import is_scalar_rule, register_philox
+from ..lowering.shapes import CannotLower, Facts, memory_order
+from ..lowering.views import Position, is_split, is_view, view_source
+from .build import build_kernel
+from .emit import emit_graph
+from .groups import Group, Reject, cross_reads, merge
+
+aten = torch.ops.aten
+_ORDER = "deepcompile_order"
+
+
+def root(node: Node) -> Node:
+    """The node whose memory a view reads; the node itself when it is no view."""
+    while is_view(node):
+        node = view_source(node)
+    return node
+
+
+def is_mutation(node: Node) -> bool:
+    """Whether the node writes into one of its inputs in a way kernels know."""
+    return node.op == "call_function" and node.target is aten.copy_.default
+
+
+@dataclass
+class Plan:
+    """The state of one run of the pass."""
+
+    graph: GraphModule
+    ctx: PassContext
+    facts: Facts = field(default_factory=Facts)
+    accesses: dict[Node, Access] = field(default_factory=dict)
+    inlined: dict[Node, Access] = field(default_factory=dict)
+    group_of: dict[Node, Group] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
+    ancestors: dict[int, int] = field(default_factory=dict)
+    descendants: dict[int, int] = field(default_factory=dict)
+    needed: set[Node] = field(default_factory=set)
+    rejected: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def round_always(self) -> bool:
+        """Whether every op rounds to its dtype, as eager does."""
+        return getattr(self.ctx.options, "numerics", "fast") == "eager"
+
+
+def fuse(
+    graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: int
+) -> PassResult:
+    """Replace groups of pointwise and reduction nodes by kernels."""
+    if hasattr(torch.ops.deepcompile, "philox_uniform"):
+        register_philox()
+    plan = Plan(graph, ctx)
+    for order, node in enumerate(graph.graph.nodes):
+        node.meta[_ORDER] = order
+    _probe_all(plan)
+    _inline_scalars(plan)
+    _start_groups(plan)
+    if not plan.groups:
+        return PassResult(graph, False, {})
+    _close_reachability(plan)
+    _merge_all(plan, max_nodes, max_buffers)
+    _dissolve(plan, max_nodes)
+    for (producer, consumer), reason in plan.rejected.items():
+        ctx.note("fusion-rejected", producer=producer, consumer=consumer, reason=reason)
+    result, kernels = emit_graph(plan)
+    fused = sum(len(group.nodes) for group in plan.groups.values())
+    stats = {"kernels": kernels, "nodes": fused, "rejected": len(plan.rejected)}
+    return PassResult(result, True, stats)
+
+
+def _candidate(node: Node) -> bool:
+    if node.op != "call_function" or is_view(node):
+        return False
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return False
+    return is_scalar_rule(node) and node.target is not operator.getitem or (
+        reduction_of(node) is not None
+    )
+
+
+def _probe_all(plan: Plan) -> None:
+    for node in plan.graph.graph.nodes:
+        if not _candidate(node):
+            continue
+        try:
+            if is_mutation(node):
+                _check_mutation(node)
+            plan.facts[node]
+            plan.accesses[node] = probe(node, plan.facts, f"n{len(plan.accesses)}_")
+        except (CannotLower, CannotFuse) as reason:
+            plan.ctx.note("not-lowered", node=node.name, op=str(node.target), reason=str(reason))
+
+
+def _check_mutation(node: Node) -> None:
+    if node.args[0].op != "placeholder":
+        raise CannotLower("a write into something that is no input")
+
+
+def _consumers(plan: Plan, node: Node) -> Iterable[Node]:
+    """The nodes that read a node's memory, seen through views."""
+    stack = list(node.users)
+    seen: set[Node] = set()
+    while stack:
+        user = stack.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if is_view(user) or is_split(user) or is_tuple_reduction(user):
+            stack.extend(user.users)
+            continue
+        yield user
+
+
+def _must_be_stored(plan: Plan, node: Node) -> bool:
+    """Whether something other than a kernel reads the node."""
+    return any(
+        user not in plan.accesses for user in _consumers(plan, node)
+    )
+
+
+def _inline_scalars(plan: Plan) -> None:
+    """Creations, and single values made from stored single values, are computed where they are read."""
+    for node, access in list(plan.accesses.items()):
+        if access.operand is not None or is_mutation(node):
+            continue
+        if access.cost > 12 or any(_is_gather(plan, p) for _, p in access.reads):
+            continue
+        if not access.reads or (
+            not access.axes
+            and all(r not in plan.accesses or r in plan.inlined for r, _ in access.reads)
+        ):
+            plan.inlined[node] = access
+
+
+def _is_gather(plan: Plan, position: Position) -> bool:
+    return any(name[0] == "v" for index in position for name in index.names())
+
+
+def _start_groups(plan: Plan) -> None:
+    for node, access in plan.accesses.items():
+        if node in plan.inlined and not _must_be_stored(plan, node):
+            continue
+        if not plan.ctx.allow("fuse-node", node):
+            continue
+        group = Group(
+            id=node.meta[_ORDER],
+            nodes=[node],
+            axes=dict(access.axes),
+            labels={},
+            positions={node: access.position},
+            operands={} if access.operand is None else {node: access.operand},
+            reads={node: _expand_inlined(plan, access.reads)},
+            cost=access.cost,
+            members=1 << node.meta[_ORDER],
+        )
+        _orient(plan, group, node, access)
+        plan.groups[group.id] = group
+        plan.group_of[node] = group
+
+
+def _expand_inlined(
+    plan: Plan, reads: tuple[tuple[Node, Position], ...]
+) -> tuple[tuple[Node, Position], ...]:
+    """Reads with inlined nodes replaced by what those read (single values: at no position)."""
+    result: list[tuple[Node, Position]] = []
+    for node, position in reads:
+        if node not in plan.inlined:
+            result.append((node, position))
+            continue
+        result.extend(_expand_inlined(plan, plan.inlined[node].reads))
+    return tuple(result)
+
+
+def _orient(plan: Plan, group: Group, node: Node, access: Access) -> None:
+    """Label the axes of a lone reduction: rows where it is contiguous, else sums over the rows."""
+    reduction = reduction_of(node)
+    if reduction is None or access.operand is None:
+        return
+    dims = {
+        dim: next(iter(index.names()))
+        for dim, index in enumerate(access.operand)
+        if index.names()
+    }
+    reduced = {name for dim, name in dims.items() if dim in reduction.dims}
+    kept = set(group.axes) - reduced
+    if not kept:
+        if reduction.kind in ("argmax", "argmin", "welford", "lse"):
+            group.labels = dict.fromkeys(group.axes, "R")
+        return
+    if not reduced:
+        return
+    rows = True
+    if reduction.kind in ("sum", "prod", "max", "min", "any", "all"):
+        order = [dim for dim in memory_order(plan.facts[reduction.source]) if dim in dims]
+        innermost = dims[order[-1]] if order else None
+        lengths = _hint(group, reduced), _hint(group, kept)
+        outer = all(dim in reduction.dims for dim in order[: len(reduced)])
+        if innermost not in reduced and outer and lengths[0] >= 32 and lengths[1] <= 1 << 16:
+            rows = False
+    group.labels = {
+        name: "R" if (name in reduced) == rows else "P" for name in group.axes
+    }
+
+
+def _hint(group: Group, names: Iterable[str]) -> int:
+    total = 1
+    for name in names:
+        constant = group.axes[name].constant()
+        total *= 64 if constant is None else constant
+    return total
+
+
+def _close_reachability(plan: Plan) -> None:
+    """Ancestors and descendants of every node, over real edges: data, and reads before a mutation."""
+    nodes = list(plan.graph.graph.nodes)
+    # Views, the tuples of a reduction and what is computed where it is read are never in between.
+    bits = {
+        node: 0
+        if is_view(node) or is_split(node) or is_tuple_reduction(node) or _never_stored(plan, node)
+        else 1 << node.meta[_ORDER]
+        for node in nodes
+    }
+    below: dict[Node, int] = {}
+    readers: dict[Node, list[Node]] = {}
+    for node in nodes:
+        mask = 0
+        inputs = list(node.all_input_nodes)
+        if is_mutation(node):
+            inputs += readers.get(root(node.args[0]), [])
+        elif node.op == "call_function":
+            for source in node.all_input_nodes:
+                readers.setdefault(root(source), []).append(node)
+        for source in inputs:
+            mask |= below[source] | bits[source]
+        below[node] = mask
+    above: dict[Node, int] = {node: 0 for node in nodes}
+    for node in reversed(nodes):
+        here = above[node] | bits[node]
+        for source in node.all_input_nodes:
+            above[source] |= here
+        if is_mutation(node):
+            for source in readers.get(root(node.args[0]), []):
+                if source is not node:
+                    above[source] |= here
+    for group in plan.groups.values():
+        plan.ancestors[group.id] = below[group.nodes[0]]
+        plan.descendants[group.id] = above[group.nodes[0]]
+
+
+def _never_stored(plan: Plan, node: Node) -> bool:
+    return node in plan.inlined and node not in plan.group_of
+
+
+def _bytes(node: Node) -> int:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return 0
+    total = value.element_size()
+    for size in value.shape:
+        hint = size if isinstance(size, int) else getattr(size.node, "hint", None)
+        total *= 64 if hint is None else int(hint)
+    return total
+
+
+def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
+    """(-bytes, order, order, producer or first reader, consumer) of every edge worth trying."""
+    found: list[tuple[int, int, int, Node, Node]] = []
+    readers: dict[Node, list[Node]] = {}
+    for node, group in plan.group_of.items():
+        for read, _ in group.reads[node]:
+            if read in plan.group_of:
+                pair = (-_bytes(read), read.meta[_ORDER], node.meta[_ORDER], read, node)
+                found.append(pair)
+            if read is not node and node not in readers.setdefault(read, []):
+                readers[read].append(node)
+    for read, nodes in readers.items():
+        if read.op == "get_attr":
+            continue
+        size = _bytes(read)
+        if size < 1024:
+            continue
+        for first, second in zip(nodes, nodes[1:], strict=False):
+            # Sharing a read saves half of what not writing and reading again saves.
+            found.append(
+                (-(size // 2), first.meta[_ORDER], second.meta[_ORDER], first, second)
+            )
+    found.sort(key=lambda item: item[:3])
+    return found
+
+
+def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
+    pending = _candidates(plan)
+    for _ in range(4):
+        failed: list[tuple[int, int, int, Node, Node]] = []
+        progress = False
+        for item in pending:
+            first, second = item[3], item[4]
+            left, right = plan.group_of[first], plan.group_of[second]
+            if left is right:
+                continue
+            try:
+                _merge_pair(plan, left, right, max_nodes, max_buffers)
+                progress = True
+                plan.rejected.pop((first.name, second.name), None)
+            except (Reject, CannotFuse) as reason:
+                plan.rejected[(first.name, second.name)] = str(reason)
+                failed.append(item)
+        pending = failed
+        if not progress or not pending:
+            return
+
+
+def _merge_pair(
+    plan: Plan, left: Group, right: Group, max_nodes: int, max_buffers: int
+) -> None:
+    if len(left.nodes) + len(right.nodes) > max_nodes:
+        raise Reject(f"a kernel has at most {max_nodes} nodes")
+    both = left.members | right.members
+    if (plan.descendants[left.id] & plan.ancestors[right.id]) & ~both or (
+        plan.descendants[right.id] & plan.ancestors[left.id]
+    ) & ~both:
+        raise Reject("a path between them leaves the kernel")
+    if plan.descendants[right.id] & left.members:
+        left, right = right, left
+    pairs = _identify(left, right)
+    if not plan.ctx.allow("fuse-edge", right.nodes[0]):
+        raise Reject("not allowed")
+    merged, shifted = merge(left, right, pairs)
+    if _buffer_count(plan, merged) > max_buffers:
+        raise Reject(f"a kernel has at most {max_buffers} buffers")
+    if shifted:
+        _check_shifted(plan, merged)
+    _adopt(plan, left, right, merged)
+
+
+def _identify(left: Group, right: Group) -> list[tuple[Position, Position]]:
+    pairs = [
+        (left.positions[read], position) for _, read, position in cross_reads(right, left)
+    ]
+    if pairs:
+        full = [pair for pair in pairs if any(index.names() for index in pair[0])]
+        return full[:4]
+    shared: dict[Node, Position] = {}
+    for reads in left.reads.values():
+        for read, position in reads:
+            shared.setdefault(read, position)
+    for reads in right.reads.values():
+        for read, position in reads:
+            if read in shared and any(index.names() for index in position):
+                pairs.append((shared[read], position))
+    if not pairs:
+        raise Reject("they share nothing")
+    pairs.sort(key=lambda pair: -len([i for i in pair[0] if i.names()]))
+    return pairs[:1]
+
+
+def _buffer_count(plan: Plan, group: Group) -> int:
+    outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
+    return len(outside) + sum(_needed_outside(plan, group, node) for node in group.nodes)
+
+
+def _needed_outside(plan: Plan, group: Group, node: Node) -> bool:
+    if is_mutation(node):
+        return True
+    return any(
+        plan.group_of.get(user) is not group and user not in plan.inlined
+        for user in _consumers(plan, node)
+    )
+
+
+def _check_shifted(plan: Plan, group: Group) -> None:
+    """Values read at another position than their own are computed again there: allow what is cheap."""
+    extra = 0.0
+    for node in group.nodes:
+        for read, position in group.reads[node]:
+            if read in group.positions and position != group.positions[read]:
+                extra += plan.accesses[read].cost
+    if extra > 24:
+        raise Reject("too much would be computed twice")
+    build_kernel(plan, group, "trial")
+
+
+def _adopt(plan: Plan, left: Group, right: Group, merged: Group) -> None:
+    merged.id = min(left.id, right.id)
+    members = merged.members
+    below = (plan.ancestors[left.id] | plan.ancestors[right.id]) & ~members
+    above = (plan.descendants[left.id] | plan.descendants[right.id]) & ~members
+    for old in (left, right):
+        del plan.groups[old.id], plan.ancestors[old.id], plan.descendants[old.id]
+    for other in plan.groups.values():
+        if other.members & below:
+            plan.descendants[other.id] |= members | above
+        if other.members & above:
+            plan.ancestors[other.id] |= members | below
+    plan.groups[merged.id] = merged
+    plan.ancestors[merged.id], plan.descendants[merged.id] = below, above
+    for node in merged.nodes:
+        plan.group_of[node] = merged
+
+
+def _dissolve(plan: Plan, max_nodes: int) -> None:
+    """Compute cheap pointwise groups again in each reader when that saves storing them."""
+    for group in sorted(plan.groups.values(), key=lambda g: -g.id):
+        if not _dissolvable(plan, group):
+            continue
+        if not plan.ctx.allow("inline-group", group.nodes[0]):
+            continue
+        readers = {
+            plan.group_of[user].id: plan.group_of[user]
+            for node in group.nodes
+            for user in _consumers(plan, node)
+            if user in plan.group_of and plan.group_of[user] is not group
+        }
+        for node in group.nodes:
+            plan.inlined[node] = plan.accesses[node]
+            del plan.group_of[node]
+        del plan.groups[group.id]
+        try:
+            for reader in readers.values():
+                build_kernel(plan, reader, "trial")
+        except CannotFuse as reason:
+            for node in group.nodes:
+                del plan.inlined[node]
+                plan.group_of[node] = group
+            plan.groups[group.id] = group
+            plan.ctx.note("inline-rejected", node=group.nodes[0].name, reason=str(reason))
+
+
+def _dissolvable(plan: Plan, group: Group) -> bool:
+    if group.has_reduction or any(is_mutation(node) for node in group.nodes):
+        return False
+    uses, largest = 0, max(_bytes(node) for node in group.nodes)
+    for node in group.nodes:
+        for user in _consumers(plan, node):
+            if user not in plan.group_of:
+                return False
+            if plan.group_of[user] is group:
+                continue
+            if user in plan.inlined:
+                return False
+            uses += 1
+            reader = plan.group_of[user]
+            if max(_bytes(other) for other in reader.nodes) > 4 * largest and group.cost > 2:
+                return False
+    outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
+    loaded = sum(_bytes(read) for read in outside)
+    stored = sum(
+        _bytes(node) for node in group.nodes if _needed_outside(plan, group, node)
+    )
+    gathers = any(
+        _is_gather(plan, p) for reads in group.reads.values() for _, p in reads
+    )
+    return (
+        not gathers and group.cost * max(uses, 1) <= 16 and loaded * uses <= loaded + 2 * stored
+    )
+

@@ -1,0 +1,146 @@
+"""Shapes of graph values as `Index` polynomials, and dtypes by their IR names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ...ir.index import Index, ONE, ZERO, floordiv, mod, product
+
+
+class CannotLower(Exception):
+    """This node has no meaning in kernel IR; the message is the reason shown to the user."""
+
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "b1",
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The IR name of a torch dtype.
+
+    Raises:
+        CannotLower: for dtypes that kernels do not know (complex, float8, quantised).
+    """
+    name = DTYPES.get(dtype)
+    if name is None:
+        raise CannotLower(f"dtype {dtype} is not known to kernels")
+    return name
+
+
+@lru_cache(maxsize=8192)
+def _from_sympy(expression: Any) -> Index:
+    import sympy
+
+    if expression.is_Integer:
+        return Index.of(int(expression))
+    if expression.is_Symbol:
+        if str(expression).startswith("u"):
+            raise CannotLower(f"size {expression} depends on data")
+        return Index.of(str(expression))
+    if isinstance(expression, sympy.Add):
+        total = ZERO
+        for argument in expression.args:
+            total = total + _from_sympy(argument)
+        return total
+    if isinstance(expression, sympy.Mul):
+        total = ONE
+        for argument in expression.args:
+            total = total * _from_sympy(argument)
+        return total
+    if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and expression.exp > 0:
+        base, total = _from_sympy(expression.base), ONE
+        for _ in range(int(expression.exp)):
+            total = total * base
+        return total
+    kind = type(expression).__name__
+    if kind in ("FloorDiv", "CleanDiv"):
+        return floordiv(_from_sympy(expression.args[0]), _from_sympy(expression.args[1]), {})
+    if kind in ("Mod", "PythonMod"):
+        return mod(_from_sympy(expression.args[0]), _from_sympy(expression.args[1]), {})
+    if kind == "ModularIndexing":
+        base, divisor, modulus = map(_from_sympy, expression.args)
+        return mod(floordiv(base, divisor, {}), modulus, {})
+    raise CannotLower(f"size expression {expression} is not known to kernels")
+
+
+def size_index(size: int | torch.SymInt) -> Index:
+    """A size or stride as an `Index` over size symbols."""
+    if isinstance(size, int):
+        return Index.of(size)
+    return _from_sympy(size.node.expr)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape, strides and storage offset in elements, and dtype (IR name)."""
+
+    shape: tuple[Index, ...]
+    strides: tuple[Index, ...]
+    offset: Index
+    dtype: str
+
+    @property
+    def numel(self) -> Index:
+        """The number of elements."""
+        return product(self.shape)
+
+
+def describe(tensor: torch.Tensor) -> TensorInfo:
+    """The `TensorInfo` of a strided (fake) tensor."""
+    if tensor.layout is not torch.strided:
+        raise CannotLower(f"layout {tensor.layout} is not known to kernels")
+    if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        raise CannotLower("quantised, conjugate or negative views are not known to kernels")
+    return TensorInfo(
+        tuple(size_index(size) for size in tensor.shape),
+        tuple(size_index(stride) for stride in tensor.stride()),
+        size_index(tensor.storage_offset()),
+        dtype_name(tensor.dtype),
+    )
+
+
+class Facts:
+    """`TensorInfo` of graph nodes, worked out once a node."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, TensorInfo] = {}
+
+    def __getitem__(self, node: Node) -> TensorInfo:
+        info = self._known.get(node)
+        if info is None:
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                raise CannotLower(f"{node.name} is not a single tensor")
+            info = self._known[node] = describe(value)
+        return info
+
+
+def memory_order(info: TensorInfo) -> list[int]:
+    """Dims of size other than 1, outermost in memory first."""
+    dims = [dim for dim, size in enumerate(info.shape) if size != ONE]
+    constants = [info.strides[dim].constant() for dim in dims]
+    if all(stride is not None for stride in constants):
+        ranked = sorted(zip(constants, dims, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        return [dim for _, dim in ranked]
+
+    def weight(dim: int) -> tuple[int, int, int]:
+        stride = info.strides[dim]
+        degree = max((len(monomial) for monomial, _ in stride.terms), default=0)
+        return (-degree, -sum(abs(c) for _, c in stride.terms), dim)
+
+    return sorted(dims, key=weight)
