@@ -268,8 +268,8 @@ def _bounds(index: Index, extents: Mapping[str, Index]) -> tuple[Index, Index] |
             if isinstance(atom, str):
                 if atom in extents:
                     lower, upper = ZERO, upper * (extents[atom] - 1)
-                elif atom.startswith("v"):
-                    return None
+                elif atom[0] not in "su":
+                    return None  # a value, or an axis of unknown extent; sizes are s0, u0, ...
                 else:
                     lower, upper = lower * Index.of(atom), upper * Index.of(atom)
                 continue
@@ -304,7 +304,7 @@ def _non_negative(index: Index) -> bool:
     for monomial, coefficient in index.terms:
         term = _constant(coefficient)
         for atom in monomial:
-            term = term * (Index.of(atom) + 1)
+            term = term * (Index((((atom,), 1),)) + 1)
         shifted = shifted + term
     return all(coefficient >= 0 for _, coefficient in shifted.terms)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .index import Index
-from .nest import Accumulate, Apply, Instr, Kernel, Load, Reduce, Stage, Store, operands
+from .nest import Accumulate, Apply, Instr, Kernel, Load, Rand, Reduce, Stage, Store, operands
 from .ops import MONOIDS, OPS
 
 BYTES = {
@@ -78,6 +78,8 @@ def _cost(instr: Instr) -> float:
             return OPS[op].cost
         case Reduce(kind=kind) | Accumulate(kind=kind):
             return MONOIDS[kind].arity
+        case Rand(kind=kind):
+            return OPS[kind].cost
     return 0
 
 

@@ -158,6 +158,12 @@ def test_a_loaded_value_has_no_bounds():
     assert not out_of_bounds(Index.of("v3"), ZERO, ONE, {})
 
 
+def test_an_axis_of_unknown_extent_is_no_size():
+    # A size is at least 1, but an axis starts at 0.
+    assert not out_of_bounds(P0, ZERO, ONE, {})
+    assert out_of_bounds(S0, ZERO, ONE, {})
+
+
 def test_strides_and_products():
     assert product([S0, Index.of(3), S1]) == S0 * S1 * 3
     assert contiguous_strides((S0, Index.of(3), S1)) == (S1 * 3, S1, ONE)

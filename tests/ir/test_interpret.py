@@ -493,3 +493,27 @@ def test_philox_matches_a_scalar_implementation_in_unbounded_integers():
 def test_a_tensor_of_another_dtype_is_an_error():
     with pytest.raises(TypeError, match="x is f32, but its tensor is torch"):
         run(SOFTMAX, {"x": torch.empty(1, 1).double(), "y": torch.empty(1, 1)}, s0=1, s1=1)
+
+
+def test_columns_divided_by_a_total():
+    text = """
+    kernel @share(in x: f32[s0, 8], out y: f32[8]) {
+      sizes s0
+      axes p0: parallel s0, r0: reduced 8
+      loop:
+        v0: f32 = load x[8*p0 + r0]
+        v1: f32 = accumulate sum v0
+        v2: f32 = reduce sum v0
+      row:
+        v3: f32 = accumulate sum v2
+      total:
+        v4: f32 = const 1.0
+        v5: f32 = div v4 v3
+      columns:
+        v6: f32 = mul v1 v5
+        store y[r0] v6
+    }
+    """
+    x, y = torch.rand(5, 8), torch.empty(8)
+    run(text, {"x": x, "y": y}, s0=5)
+    torch.testing.assert_close(y, x.sum(0) / x.sum())

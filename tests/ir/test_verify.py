@@ -261,3 +261,28 @@ def test_an_out_buffer_may_be_stored_in_parts():
     }
     """
     verify_kernel(parse_kernel(text))
+
+
+def test_a_total_may_be_computed_before_the_columns_that_use_it():
+    text = """
+    kernel @share(in x: f32[s0, 8], out y: f32[8]) {
+      sizes s0
+      axes p0: parallel s0, r0: reduced 8
+      loop:
+        v0: f32 = load x[8*p0 + r0]
+        v1: f32 = accumulate sum v0
+        v2: f32 = reduce sum v0
+      row:
+        v3: f32 = accumulate sum v2
+      total:
+        v4: f32 = const 1.0
+        v5: f32 = div v4 v3
+      columns:
+        v6: f32 = mul v1 v5
+        store y[r0] v6
+    }
+    """
+    verify_kernel(parse_kernel(text))
+    late = text.replace("mul v1 v5", "mul v1 v3").replace("total:", "columns:", 1)
+    with pytest.raises(KernelError, match="more than one columns stage"):
+        verify_kernel(parse_kernel(late))
