@@ -1,0 +1,71 @@
+# `make` lists what there is. Everything runs in $(VENV), which `make env` creates.
+
+VENV ?= .venv
+PYTHON ?= python3
+# More arguments for pytest, e.g. PYTEST_ARGS="-x -k rundir"; or for the demo and the benchmarks.
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?= -o benchmarks/results/latest.json
+# Where torch comes from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small build.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+SOURCES := deepcompile tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow opinfo opinfo-full bench lint format wheel-test clean
+
+help: ## List these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+
+env: $(VENV)/.installed-dev ## Create the environment with all tools
+
+demo: $(VENV)/.installed ## Train a small transformer in eager and compiled, side by side
+	@$(BIN)/python -m deepcompile.demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev ## Run the slow tests too
+	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)
+
+opinfo: $(VENV)/.installed-dev ## Compare two samples of every torch operator with eager
+	DEEPCOMPILE_TEST_OPINFO=two $(PYTEST) -m opinfo $(PYTEST_ARGS)
+
+opinfo-full: $(VENV)/.installed-dev ## All samples of every operator; goes on where it stopped
+	DEEPCOMPILE_TEST_OPINFO=full $(PYTEST) -m opinfo $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-dev ## Measure against eager and Inductor; BENCH_ARGS=--help tells more
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style and types
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Format the sources
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere and use it there
+	$(PYTEST) -m "slow or not slow" tests/test_package.py $(PYTEST_ARGS)
+
+clean: ## Remove what builds and tests leave behind; the environment stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is made once, and again when what it must hold changes.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV); the first time this downloads torch."
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e ".[dev]"
+	@touch $@
