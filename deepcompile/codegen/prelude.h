@@ -322,8 +322,10 @@ DC_INLINE vf32 dc_round_f16(vf32 x) { return dc_f16_to_f32(dc_f32_to_f16(x)); }
 DC_INLINE float dc_round_bf16(float x) { return dc_bf16_to_f32(dc_f32_to_bf16(x - dc_f4{}))[0]; }
 DC_INLINE float dc_round_f16(float x) { return dc_f16_to_f32(dc_f32_to_f16(x - dc_f4{}))[0]; }
 
-template <class T> DC_INLINE T dc_wrap_i8(T x) { return (x << 24) >> 24; }
-template <class T> DC_INLINE T dc_wrap_i16(T x) { return (x << 16) >> 16; }
+DC_INLINE vi32 dc_wrap_i8(vi32 x) { return (x << dc_splat_i32(24)) >> dc_splat_i32(24); }
+DC_INLINE vi32 dc_wrap_i16(vi32 x) { return (x << dc_splat_i32(16)) >> dc_splat_i32(16); }
+DC_INLINE i32 dc_wrap_i8(i32 x) { return (i8)x; }
+DC_INLINE i32 dc_wrap_i16(i32 x) { return (i16)x; }
 DC_INLINE vi32 dc_wrap_u8(vi32 x) { return x & dc_splat_i32(255); }
 DC_INLINE i32 dc_wrap_u8(i32 x) { return x & 255; }
 
@@ -1036,9 +1038,6 @@ template <class F> DC_INLINE F dc_pow_kernel(F x, F y) {
   return r;
 }
 DC_INLINE nf dc_pow(nf a, nf b) { return dc_pow_kernel(a, b); }
-DC_LANES2(dc_pow, nd, double, __builtin_pow(x, y))
-DC_MAP2(dc_pow)
-DC_INLINE float dc_pow(float a, float b) { return dc_pow_kernel(a - dc_f4{}, b - dc_f4{})[0]; }
 template <class T, class E> DC_INLINE T dc_int_pow(T a, E n) {
   T r = 1;
   if (n < 0) return a == 1 ? 1 : a == -1 ? (n & 1 ? -1 : 1) : 0;
@@ -1050,6 +1049,9 @@ template <class T, class E> DC_INLINE T dc_int_pow(T a, E n) {
 }
 DC_LANES2(dc_pow, ni, i32, dc_int_pow(x, y))
 DC_LANES2(dc_pow, nl, i64, dc_int_pow(x, y))
+DC_LANES2(dc_pow, nd, double, __builtin_pow(x, y))
+DC_MAP2(dc_pow)
+DC_INLINE float dc_pow(float a, float b) { return dc_pow_kernel(a - dc_f4{}, b - dc_f4{})[0]; }
 // A uniform exponent: the exact short cuts of eager torch.
 template <class T, class E> DC_INLINE T dc_float_pow(T x, E y) {
   if (y == 1) return x;
@@ -1106,13 +1108,12 @@ DC_VIA_F64(dc_cos_kernel, dc_cos_f64)
 DC_VIA_F64(dc_tan_kernel, dc_tan_f64)
 #define DC_TRIGONOMETRIC(NAME, KERNEL, LIBM)                                      \
   DC_INLINE nf NAME(nf a) {                                                       \
-    if (__builtin_expect(dc_mask_bits((ni)(dc_abs(a) > 1e6f)) != 0, 0)) {         \
-      float t[dc_info<nf>::lanes];                                                \
-      __builtin_memcpy(t, &a, sizeof t);                                          \
-      for (float &x : t) x = LIBM(x);                                             \
-      return dc_raw_load<nf>(t);                                                  \
-    }                                                                             \
-    return KERNEL(a);                                                             \
+    nf y = KERNEL(a);                                                             \
+    u32 far = dc_mask_bits((ni)(dc_abs(a) > 1e6f));                               \
+    if (__builtin_expect(far != 0, 0))                                            \
+      for (int i = 0; i < dc_info<nf>::lanes; ++i)                                \
+        if (far >> i & 1) y[i] = LIBM(a[i]);                                      \
+    return y;                                                                     \
   }                                                                               \
   DC_INLINE float NAME(float a) {                                                 \
     return dc_abs(a) > 1e6f ? LIBM(a) : KERNEL(a - dc_f4{})[0];                   \

@@ -22,6 +22,7 @@ __all__ = [
     "C_STORAGE",
     "C_VECTOR",
     "MONOIDS",
+    "OPERAND_DTYPES",
     "OPS",
     "REGISTER_DTYPES",
     "REGISTER_OF",
@@ -34,7 +35,7 @@ __all__ = [
     "uniform",
 ]
 
-Kind = Literal["numeric", "float", "int", "bool", "any"]
+Kind = Literal["numeric", "float", "int", "bits", "bool", "any"]
 Result = Literal["same", "bool", "int64", "float32"]
 
 REGISTER_DTYPES = ("f32", "f64", "i32", "i64", "b1")
@@ -55,6 +56,18 @@ REGISTER_OF: Mapping[str, str] = MappingProxyType(
     }
 )
 """The register dtype in which a storage dtype is computed."""
+
+OPERAND_DTYPES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "numeric": ("f32", "f64", "i32", "i64"),
+        "float": ("f32", "f64"),
+        "int": ("i32", "i64"),
+        "bits": ("i32", "i64", "b1"),
+        "bool": ("b1",),
+        "any": REGISTER_DTYPES,
+    }
+)
+"""The register dtypes an operation with these operands is defined on."""
 
 C_STORAGE: Mapping[str, str] = MappingProxyType(
     {
@@ -190,7 +203,7 @@ def _compare(name: str, symbol: str) -> ScalarOp:
 def _bitwise(name: str, symbol: str) -> ScalarOp:
     return _binary(
         name,
-        "int",
+        "bits",
         f"{name}.Tensor {name}.Scalar {name}.Scalar_Tensor",
         f"({{0}} {symbol} {{1}})",
         f"torch.{name}",
@@ -358,7 +371,7 @@ _TABLE = (
     _bitwise("bitwise_and", "&"),
     _bitwise("bitwise_or", "|"),
     _bitwise("bitwise_xor", "^"),
-    _unary("bitwise_not", "int", triton="(~{0})"),
+    _unary("bitwise_not", "bits", triton="(~{0})"),
     _shift("shl", "bitwise_left_shift", "<<"),
     _shift("shr", "bitwise_right_shift", ">>"),
     # Classification.
@@ -437,7 +450,7 @@ _TABLE = (
     # Trigonometry.
     _unary("sin", triton="tl.sin({0})", ulp=0.6, cost=24),
     _unary("cos", triton="tl.cos({0})", ulp=0.6, cost=24),
-    _unary("tan", triton=_libdevice("tan"), ulp=1.2, cost=28),
+    _unary("tan", triton=_libdevice("tan"), ulp=1.5, cost=28),
     *(
         _unary(name, triton=_libdevice(name), ulp=None, cost=200)
         for name in ("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
