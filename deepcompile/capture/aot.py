@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from torch.fx import GraphModule, Interpreter
 
 from deepcompile.capture import torch_private
-from deepcompile.capture.decompositions import decomposition_table
+from deepcompile.capture.decompositions import calls_norms_directly, decomposition_table
 from deepcompile.capture.mutated_inputs import keep_values_before_mutation
 from deepcompile.capture.origins import copy_origins_to_backward
 from deepcompile.errors import (
@@ -132,7 +132,7 @@ def compile_through_aot(
             bw_compiler=compile_backward,
             inference_compiler=compile_inference,
             partition_fn=split,
-            decompositions=dict(decomposition_table()),
+            decompositions=dict(decomposition_table(round_statistics=calls_norms_directly(gm))),
             keep_inference_input_mutations=True,
         )
     except torch_private.exceptions_meant_for_dynamo:

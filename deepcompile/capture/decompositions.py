@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule
 
 from deepcompile.capture import loss_decompositions, norm_decompositions, small_decompositions
 
@@ -25,7 +26,7 @@ _FROM_TORCH = """
     _chunk_cat _embedding_bag _euclidean_dist.default _fused_moving_avg_obs_fq_helper _lazy_clone
     _native_batch_norm_legit.default _batch_norm_no_update.default _batch_norm_with_update.default
     _batch_norm_with_update_functional.default batch_norm_backward.default native_batch_norm.default
-    _prelu_kernel _prelu_kernel_backward _reshape_alias _safe_softmax _unsafe_index
+    _prelu_kernel _prelu_kernel_backward _reshape_alias _unsafe_index
     _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate _unsafe_view
     _adaptive_avg_pool2d.default _upsample_nearest_exact1d _upsample_nearest_exact2d
     _upsample_nearest_exact3d _weight_norm_interface
@@ -59,19 +60,38 @@ _FROM_TORCH = """
     max_pool2d_with_indices_backward.grad_input
 """
 
+_NORMS_WITH_STATISTICS = frozenset(
+    overload.overloadpacket.__name__ for overload in norm_decompositions.FORWARD
+) | {"native_batch_norm"}
+
 
 @functools.cache
-def decomposition_table() -> Mapping[OpOverload, Decomposition]:
+def decomposition_table(*, round_statistics: bool = False) -> Mapping[OpOverload, Decomposition]:
     """ATen overload to the function that takes it apart, for AOTAutograd's tracing.
+
+    `round_statistics` leaves the forward norms to ATen, which on the CPU rounds the mean and the
+    reciprocal deviation of half-precision inputs; ours stay in float32, as only the backward pass
+    reads them unless a program calls `torch.native_layer_norm` and the like itself.
 
     Ours win over torch's. Names that this torch does not have are left out, so the table serves
     several torch versions.
     """
     table: dict[Any, Decomposition] = dict(get_decompositions(_present(_FROM_TORCH.split())))
-    table.update(norm_decompositions.TABLE)
+    table.update(norm_decompositions.BACKWARD)
+    if not round_statistics:
+        table.update(norm_decompositions.FORWARD)
     table.update(loss_decompositions.TABLE)
     table.update(small_decompositions.TABLE)
     return table
+
+
+def calls_norms_directly(gm: GraphModule) -> bool:
+    """Whether the program itself asks for the row statistics of a norm."""
+    return any(
+        str(getattr(node.target, "__name__", "")).partition(".")[0] in _NORMS_WITH_STATISTICS
+        for node in gm.graph.nodes
+        if node.op == "call_function"
+    )
 
 
 def _present(names: list[str]) -> list[OpOverload | OpOverloadPacket]:

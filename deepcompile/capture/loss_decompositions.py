@@ -32,6 +32,18 @@ def softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return narrow(y, dtype)
 
 
+def safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Softmax that is 0 where a row holds nothing but minus infinity (a fully masked query)."""
+    wide = widen(x if dtype is None else narrow(x, dtype))
+    if statically_known_true(x.numel() == 0):
+        return x.new_empty(x.shape, dtype=dtype)
+    largest = aten.amax.default(wide, [dim], True)
+    exponentials = aten.exp.default(wide - largest)
+    y = exponentials / aten.sum.dim_IntList(exponentials, [dim], True)
+    y = aten.where.ScalarSelf(aten.eq.Scalar(largest, -torch.inf), 0.0, y)
+    return narrow(y, dtype or x.dtype)
+
+
 def softmax_backward(grad: Tensor, y: Tensor, dim: int, input_dtype: torch.dtype) -> Tensor:
     wide_y = widen(y)
     product = widen(grad) * wide_y
@@ -111,6 +123,7 @@ def nll_loss_backward(
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten._softmax.default: softmax,
+    aten._safe_softmax.default: safe_softmax,
     aten._softmax_backward_data.default: softmax_backward,
     aten._log_softmax.default: log_softmax,
     aten._log_softmax_backward_data.default: log_softmax_backward,

@@ -330,15 +330,18 @@ def native_batch_norm_backward(
     return grad_x, grad_weight, grad_bias
 
 
-TABLE: dict[Any, Callable[..., Any]] = {
+FORWARD: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: native_layer_norm,
-    aten.native_layer_norm_backward.default: native_layer_norm_backward,
     aten._fused_rms_norm.default: fused_rms_norm,
-    aten._fused_rms_norm_backward.default: fused_rms_norm_backward,
     aten.native_group_norm.default: native_group_norm,
-    aten.native_group_norm_backward.default: native_group_norm_backward,
     aten._native_batch_norm_legit_functional.default: native_batch_norm_functional,
     aten._native_batch_norm_legit_no_training.default: native_batch_norm_no_training,
     aten._native_batch_norm_legit.no_stats: native_batch_norm_no_stats,
+}
+
+BACKWARD: dict[Any, Callable[..., Any]] = {
+    aten.native_layer_norm_backward.default: native_layer_norm_backward,
+    aten._fused_rms_norm_backward.default: fused_rms_norm_backward,
+    aten.native_group_norm_backward.default: native_group_norm_backward,
     aten.native_batch_norm_backward.default: native_batch_norm_backward,
 }

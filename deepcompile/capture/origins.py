@@ -41,7 +41,8 @@ def _innermost_user_frame(trace: str) -> Origin | None:
         for match in _FRAME.finditer(trace)
     ]
     own = [frame for frame in frames if not frame.file.startswith(_TORCH)]
-    return (own or frames or [None])[-1]
+    frames = own or frames
+    return frames[-1] if frames else None
 
 
 def copy_origins_to_backward(joint: Graph) -> None:
