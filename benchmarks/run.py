@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from benchmarks._measure import Plan, SuiteResult, available_backends, metadata
 
+BUSY_LOAD = 0.7
 SUITES = ("import_time", "coverage", "rows", "compile", "step", "accuracy")
 
 
@@ -39,6 +41,11 @@ def main(
     if models:
         plan = replace(plan, models=models)
     console = Console()
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD:
+        console.print(
+            f"[yellow]load average {load:.1f}: others run here, do not quote these numbers"
+        )
     report = {"metadata": metadata() | {"quick": quick}, "suites": {}}
     failed: list[str] = []
     broken: list[str] = []
