@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "cost": {"ir"},
     "pipeline": {"ir"},
     "capture": {"ir"},
-    "passes": {"ir", "cost", "pipeline"},
+    "passes": {"ir", "cost", "pipeline", "capture"},
     "codegen": {"ir", "cost", "passes"},
     "runtime": {"ir", "cost", "passes", "codegen"},
     "inspect": set(),

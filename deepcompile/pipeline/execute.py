@@ -131,14 +131,14 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 def _fresh(inputs: Sequence[Any]) -> list[Any]:
-    return [
-        torch.as_strided(i.clone().contiguous().view(-1), i.shape, i.stride())
-        if isinstance(i, torch.Tensor) and i.is_contiguous()
-        else i.clone(memory_format=torch.preserve_format)
-        if isinstance(i, torch.Tensor)
-        else i
-        for i in inputs
-    ]
+    """Copies with the same strides, for a graph may write into its inputs."""
+    return [_copy(i) if isinstance(i, torch.Tensor) else i for i in inputs]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    storage = tensor.untyped_storage().clone()
+    return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _run(graph: GraphModule, inputs: Sequence[Any], seed: int) -> list[Any]:

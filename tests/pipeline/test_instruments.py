@@ -1,0 +1,123 @@
+"""Instruments: what the dumper keeps, and when two graphs count as the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepcompile.inspect.reader import read_run
+from deepcompile.ir.graph_text import parse_graph, print_graph
+from deepcompile.options import Options
+from deepcompile.pipeline.context import Counters
+from deepcompile.pipeline.execute import (
+    Agreement,
+    Mismatch,
+    NotRunnable,
+    compare_graphs,
+    make_inputs,
+)
+from deepcompile.pipeline.instruments import standard_instruments
+from deepcompile.pipeline.manager import PassManager
+from deepcompile.pipeline.rundir import RunDir
+
+from .test_manager import Broken, Copy, SinToCos, graph
+
+
+def traced(function: Callable[..., Any], *inputs: torch.Tensor) -> GraphModule:
+    return make_fx(function, tracing_mode="fake")(*inputs)
+
+
+def test_dumper_keeps_each_state(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path)
+    instruments = standard_instruments(False, run_dir, print_graph, run_dir.event)
+    passes = [SinToCos(), SinToCos(), Broken(), Copy()]
+    options = Options(disable=("copy",))
+    manager = PassManager(passes, instruments, options, sink=run_dir.event, counters=Counters())
+    manager.run(graph(), "inference", "g")
+    run = read_run(run_dir.path)
+    (kept,) = run.graphs
+    statuses = ["input", "changed", "unchanged", "failed", "skipped"]
+    assert [s.meta["status"] for s in kept.states] == statuses
+    assert [s.text is not None for s in kept.states] == [True, True, False, False, False]
+    assert "aten.cos.default" in (kept.states[1].text or "")
+    assert kept.states[1].meta["op_delta"] == {"aten.cos.default": 3, "aten.sin.default": -3}
+    assert kept.states[3].meta["reason"] == "KeyError: 'inside the pass'"
+    assert [e.kind for e in run.events] == ["pass-failed"]
+    parse_graph(kept.states[1].text or "").graph.lint()
+
+
+def test_graph_that_cannot_be_printed_does_not_stop_the_compile(tmp_path: Path) -> None:
+    def unprintable(_: GraphModule) -> str:
+        raise KeyError("no text")
+
+    run_dir = RunDir.create(tmp_path)
+    instruments = standard_instruments(False, run_dir, unprintable, run_dir.event)
+    PassManager([Copy()], instruments, counters=Counters()).run(graph(), "inference", "g")
+    run = read_run(run_dir.path)
+    assert "print-failed" in {e.kind for e in run.events}
+    assert "call_function" in (run.graphs[0].states[0].text or "")
+
+
+def test_inputs_follow_metadata() -> None:
+    gm = traced(lambda x, i, b: (x.t(), i, b), torch.randn(3, 2).t(), torch.ones(2).long(),
+                torch.ones(2, 2, dtype=torch.bool))  # fmt: skip
+    x, i, b = make_inputs(gm)
+    assert (x.shape, x.stride(), x.dtype) == ((2, 3), (1, 2), torch.float32)
+    assert (i.dtype, b.dtype) == (torch.int64, torch.bool)
+    assert torch.equal(make_inputs(gm)[0], x)
+
+
+def test_rounding_is_no_mismatch_but_a_wrong_scale_is() -> None:
+    x = torch.randn(64, 64)
+    exact = traced(lambda x: (x * 3).sum(-1), x)
+    assert isinstance(compare_graphs(exact, traced(lambda x: x.sum(-1) * 3, x)), Agreement)
+    found = compare_graphs(exact, traced(lambda x: x.sum(-1) * 3.01, x))
+    assert isinstance(found, Mismatch)
+    assert "output 0: values of float32[64] differ" in found.detail
+
+
+def test_nan_and_shape_and_dtype_matter() -> None:
+    x = torch.randn(4)
+    zero = traced(lambda x: x - x, x)
+    for other, detail in [
+        (lambda x: (x - x) / (x - x), "NaN in other places"),
+        (lambda x: (x - x).unsqueeze(0), r"float32\[4\] became float32\[1, 4\]"),
+        (lambda x: (x - x).double(), "became float64"),
+        (lambda x: (x - x, x), "1 outputs became 2"),
+    ]:
+        found = compare_graphs(zero, traced(other, x))
+        assert isinstance(found, Mismatch)
+        assert re.search(detail, found.detail)
+
+
+def test_equal_nan_and_infinity_agree() -> None:
+    gm = traced(lambda x: (x / (x - x), (x - x) / (x - x)), torch.randn(4))
+    assert isinstance(compare_graphs(gm, gm), Agreement)
+
+
+def test_inputs_are_not_shared_between_the_two_runs() -> None:
+    gm = traced(lambda x: x.add_(1) * 2, torch.randn(4))
+    found = compare_graphs(gm, gm)
+    assert isinstance(found, Agreement)
+    assert found.max_error == 0
+
+
+def test_random_numbers_drawn_otherwise_compare_by_shape_only() -> None:
+    x = torch.randn(4)
+    one = traced(lambda x: x + torch.rand_like(x), x)
+    two = traced(lambda x: x + torch.rand_like(x) + torch.rand_like(x), x)
+    assert compare_graphs(one, one) == Agreement(0.0, True)
+    assert compare_graphs(one, two) == Agreement(0.0, False)
+
+
+def test_graph_that_cannot_run_on_made_up_inputs_is_no_mismatch() -> None:
+    gm = traced(lambda x, i: x[i], torch.randn(1, 3), torch.zeros(200, dtype=torch.long))
+    with pytest.raises(NotRunnable, match="IndexError"):
+        compare_graphs(gm, gm)
