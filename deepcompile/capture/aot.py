@@ -125,7 +125,7 @@ def compile_through_aot(
         return torch_private.split_joint_graph(joint, joint_inputs, **kwargs)
 
     try:
-        compiled = torch_private.aot_module_simplified(
+        compiled = torch_private.capture_with_aot(
             gm,
             example_inputs,
             fw_compiler=compile_forward,

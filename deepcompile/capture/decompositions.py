@@ -40,7 +40,7 @@ _FROM_TORCH = """
     index_add index_copy index_fill
     isin isneginf isposinf l1_loss lerp linalg_cross linalg_vector_norm linspace
     log_sigmoid_backward log_sigmoid_forward logaddexp logaddexp2 logit logit_backward
-    logspace logsumexp.default masked_fill max_unpool2d max_unpool3d miopen_batch_norm_backward mish
+    logspace logsumexp.default masked_fill miopen_batch_norm_backward mish
     mish_backward mse_loss mse_loss_backward multi_margin_loss multilabel_margin_loss_forward mv
     mvlgamma nan_to_num nansum narrow new_full new_ones new_zeros
     norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype ones ones_like
