@@ -32,7 +32,9 @@ struct bf16 { unsigned short bits; };
 struct f16 { unsigned short bits; };
 
 // ---------------------------------------------------------------------------------- types
-template <class E, int N> struct dc_vec { typedef E type __attribute__((vector_size(sizeof(E) * N))); };
+template <class E, int N> struct dc_vec {
+  typedef E type __attribute__((vector_size(sizeof(E) * N)));
+};
 template <class E, int N> using dc_v = typename dc_vec<E, N>::type;
 typedef dc_v<float, DC_WIDTH / 4> nf;
 typedef dc_v<double, DC_WIDTH / 8> nd;
@@ -331,12 +333,25 @@ DC_INLINE i32 dc_wrap_u8(i32 x) { return x & 255; }
 
 // --------------------------------------------------------------------------------- memory
 // A pointer of any alignment; `n` counts lanes, a stride counts elements.
+// Pairs by halves: GCC copies a whole one through general registers.
 template <class T> DC_INLINE T dc_raw_load(const void *p) {
-  T v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+  if constexpr (dc_is_pair<T>::value) {
+    typedef decltype(T{}.lo) Part;
+    return {dc_raw_load<Part>(p), dc_raw_load<Part>((const char *)p + sizeof(Part))};
+  } else {
+    T v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
 }
-template <class T> DC_INLINE void dc_raw_store(void *p, T v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class T> DC_INLINE void dc_raw_store(void *p, T v) {
+  if constexpr (dc_is_pair<T>::value) {
+    dc_raw_store(p, v.lo);
+    dc_raw_store((char *)p + sizeof v.lo, v.hi);
+  } else {
+    __builtin_memcpy(p, &v, sizeof v);
+  }
+}
 // Narrow integers, one widening step at a time: GCC scalarises longer ones.
 template <class V, class S> DC_INLINE V dc_load_narrow(const S *p) {
   if constexpr (dc_is_pair<V>::value) {
@@ -445,44 +460,51 @@ template <class S> DC_INLINE dc_register<S> dc_gather(const S *p, vi64 index, vb
   return dc_load(t);
 }
 #if defined(DC_AVX512) && !defined(__clang__)
-DC_INLINE u32 dc_lane_bits(i64 n) { return (1u << (n & 31)) - 1; }
+// Between a narrow storage type, widened to i32, and its register type.
+template <class S> struct dc_raw_of { typedef S type; };
+template <> struct dc_raw_of<bool8> { typedef u8 type; };
+template <> struct dc_raw_of<bf16> { typedef unsigned short type; };
+template <> struct dc_raw_of<f16> { typedef unsigned short type; };
+template <class S> DC_INLINE vi32 dc_decode(const S *, vi32 v) { return v; }
+DC_INLINE vb dc_decode(const bool8 *, vi32 v) { return dc_to_bool(v); }
+DC_INLINE vf32 dc_decode(const bf16 *, vi32 v) { return dc_bf16_to_f32(v); }
+DC_INLINE vf32 dc_decode(const f16 *, vi32 v) { return dc_f16_to_f32(v); }
+template <class S> DC_INLINE vi32 dc_encode(const S *, vi32 v) { return v; }
+DC_INLINE vi32 dc_encode(const bool8 *, vb v) { return -v.m; }
+DC_INLINE vi32 dc_encode(const bf16 *, vf32 v) { return dc_f32_to_bf16(v); }
+DC_INLINE vi32 dc_encode(const f16 *, vf32 v) { return dc_f32_to_f16(v); }
+typedef dc_v<i16, 16> dc_shorts;
+typedef dc_v<char, 16> dc_bytes;
 template <class S> DC_INLINE dc_register<S> dc_loadn(const S *p, i64 n) {
-  typedef dc_v<i16, 16> Shorts;
-  typedef dc_v<char, 16> Bytes;
-  u32 k = dc_lane_bits(n);
-  struct alignas(128) { unsigned char bytes[16 * sizeof(S)]; } t;
+  unsigned short k = (unsigned short)((1u << (n & 31)) - 1);
+  typedef dc_v<typename dc_raw_of<S>::type, 16> Raw;
   if constexpr (sizeof(S) == 4) {
-    return dc_bits<dc_register<S>>(
-        __builtin_ia32_loaddqusi512_mask((const i32 *)p, ni{}, (unsigned short)k));
+    return (dc_register<S>)__builtin_ia32_loaddqusi512_mask((const i32 *)p, ni{}, k);
   } else if constexpr (sizeof(S) == 8) {
-    pair<nl> v = {__builtin_ia32_loaddqudi512_mask((const i64 *)p, nl{}, (u8)k),
-                  __builtin_ia32_loaddqudi512_mask((const i64 *)p + 8, nl{}, (u8)(k >> 8))};
-    return dc_bits<dc_register<S>>(v);
+    typedef decltype(dc_register<S>{}.lo) Part;
+    return {(Part)__builtin_ia32_loaddqudi512_mask((const i64 *)p, nl{}, (u8)k),
+            (Part)__builtin_ia32_loaddqudi512_mask((const i64 *)p + 8, nl{}, (u8)(k >> 8))};
   } else if constexpr (sizeof(S) == 2) {
-    Shorts v = __builtin_ia32_loaddquhi256_mask((const i16 *)p, Shorts{}, (unsigned short)k);
-    __builtin_memcpy(&t, &v, sizeof v);
+    Raw v = (Raw)__builtin_ia32_loaddquhi256_mask((const i16 *)p, dc_shorts{}, k);
+    return dc_decode(p, __builtin_convertvector(v, ni));
   } else {
-    Bytes v = __builtin_ia32_loaddquqi128_mask((const char *)p, Bytes{}, (unsigned short)k);
-    __builtin_memcpy(&t, &v, sizeof v);
+    Raw v = (Raw)__builtin_ia32_loaddquqi128_mask((const char *)p, dc_bytes{}, k);
+    return dc_decode(p, __builtin_convertvector(__builtin_convertvector(v, dc_shorts), ni));
   }
-  return dc_load((const S *)&t);
 }
 template <class S> DC_INLINE void dc_storen(S *p, dc_register<S> v, i64 n) {
-  typedef dc_v<i16, 16> Shorts;
-  typedef dc_v<char, 16> Bytes;
-  u32 k = dc_lane_bits(n);
-  struct alignas(128) { unsigned char bytes[16 * sizeof(S)]; } t;
-  dc_store((S *)&t, v);
+  unsigned short k = (unsigned short)((1u << (n & 31)) - 1);
   if constexpr (sizeof(S) == 4) {
-    __builtin_ia32_storedqusi512_mask((i32 *)p, dc_raw_load<ni>(&t), (unsigned short)k);
+    __builtin_ia32_storedqusi512_mask((i32 *)p, (ni)v, k);
   } else if constexpr (sizeof(S) == 8) {
-    pair<nl> q = dc_raw_load<pair<nl>>(&t);
-    __builtin_ia32_storedqudi512_mask((i64 *)p, q.lo, (u8)k);
-    __builtin_ia32_storedqudi512_mask((i64 *)p + 8, q.hi, (u8)(k >> 8));
-  } else if constexpr (sizeof(S) == 2) {
-    __builtin_ia32_storedquhi256_mask((i16 *)p, dc_raw_load<Shorts>(&t), (unsigned short)k);
+    __builtin_ia32_storedqudi512_mask((i64 *)p, (nl)v.lo, (u8)k);
+    __builtin_ia32_storedqudi512_mask((i64 *)p + 8, (nl)v.hi, (u8)(k >> 8));
   } else {
-    __builtin_ia32_storedquqi128_mask((char *)p, dc_raw_load<Bytes>(&t), (unsigned short)k);
+    dc_shorts raw = __builtin_convertvector(dc_encode(p, v), dc_shorts);
+    if constexpr (sizeof(S) == 2)
+      __builtin_ia32_storedquhi256_mask((i16 *)p, raw, k);
+    else
+      __builtin_ia32_storedquqi128_mask((char *)p, __builtin_convertvector(raw, dc_bytes), k);
   }
 }
 #else
@@ -651,8 +673,12 @@ DC_PREDICATE(isnan, a != a)
 DC_PREDICATE(isinf, __builtin_isinf(a))
 DC_PREDICATE(isfinite, __builtin_isfinite(a))
 DC_PREDICATE(signbit, __builtin_signbit(a))
-template <class V> DC_INLINE vb dc_isposinf(V a) { return dc_bitwise_and(dc_isinf(a), dc_gt(a, V{})); }
-template <class V> DC_INLINE vb dc_isneginf(V a) { return dc_bitwise_and(dc_isinf(a), dc_lt(a, V{})); }
+template <class V> DC_INLINE vb dc_isposinf(V a) {
+  return dc_bitwise_and(dc_isinf(a), dc_gt(a, V{}));
+}
+template <class V> DC_INLINE vb dc_isneginf(V a) {
+  return dc_bitwise_and(dc_isinf(a), dc_lt(a, V{}));
+}
 DC_INLINE bool dc_isposinf(float a) { return a == __builtin_inff(); }
 DC_INLINE bool dc_isposinf(double a) { return a == __builtin_inf(); }
 DC_INLINE bool dc_isneginf(float a) { return a == -__builtin_inff(); }
@@ -1033,7 +1059,8 @@ template <class F> DC_INLINE F dc_pow_kernel(F x, F y) {
   auto odd = whole & (dc_truncate(half) != half);
   r = (I)x < 0 ? (odd ? -r : r) : r;
   r = (x < 0.0f) & (a < __builtin_inff()) & ~whole ? F{} + __builtin_nanf("") : r;
-  r = (a == 1.0f) & (y == y) & (((I)x > 0) | whole) ? ((x < 0.0f) & odd ? F{} - 1.0f : F{} + 1.0f) : r;
+  F one = (x < 0.0f) & odd ? F{} - 1.0f : F{} + 1.0f;
+  r = (a == 1.0f) & (y == y) & (((I)x > 0) | whole) ? one : r;
   r = (x == 1.0f) | (y == 0.0f) ? F{} + 1.0f : r;
   return r;
 }
@@ -1136,6 +1163,120 @@ DC_LIBM_ALL1(erfc) DC_LIBM_ALL1(asin) DC_LIBM_ALL1(acos) DC_LIBM_ALL1(atan)
 DC_LIBM_ALL1(sinh) DC_LIBM_ALL1(cosh) DC_LIBM_ALL1(asinh) DC_LIBM_ALL1(acosh)
 DC_LIBM_ALL1(atanh) DC_LIBM_ALL1(lgamma)
 DC_LIBM_ALL2(atan2) DC_LIBM_ALL2(hypot) DC_LIBM_ALL2(nextafter)
+
+// ------------------------------------------------- special functions, lane by lane in double
+// After torch's calc_erfinv: a rational guess and two Newton steps.
+DC_INLINE double dc_erfinv_scalar(double y) {
+  double a = __builtin_fabs(y), x;
+  if (!(a < 1)) return a == 1 ? y * __builtin_inf() : __builtin_nan("");
+  if (a <= 0.7) {
+    double z = y * y;
+    x = y * (((-0.140543331 * z + 0.914624893) * z - 1.645349621) * z + 0.886226899) /
+        ((((0.012229801 * z - 0.329097515) * z + 1.442710462) * z - 2.118377725) * z + 1);
+  } else {
+    double z = __builtin_sqrt(-__builtin_log((1 - a) / 2));
+    x = (((1.641345311 * z + 3.429567803) * z - 1.624906493) * z - 1.970840454) /
+        ((1.637067800 * z + 3.543889200) * z + 1);
+    x = __builtin_copysign(x, y);
+  }
+  for (int step = 0; step < 2; ++step)
+    x -= (__builtin_erf(x) - y) / (1.1283791670955126 * __builtin_exp(-x * x));
+  return x;
+}
+// Reflection, recurrence up to 10, then the asymptotic series (Cephes psi).
+DC_INLINE double dc_digamma_scalar(double x) {
+  const double pi = 3.14159265358979323846;
+  double shift = 0;
+  if (x == 0) return __builtin_copysign(__builtin_inf(), -x);
+  if (x < 0) {
+    double part = x - __builtin_trunc(x);
+    if (part == 0) return __builtin_nan("");
+    shift = -pi / __builtin_tan(pi * part);
+    x = 1 - x;
+  }
+  for (; x < 10; x += 1) shift -= 1 / x;
+  double z = 1 / (x * x);
+  double p = 8.33333333333333333333e-2;
+  p = p * z - 2.10927960927960927961e-2;
+  p = p * z + 7.57575757575757575758e-3;
+  p = p * z - 4.16666666666666666667e-3;
+  p = p * z + 3.96825396825396825397e-3;
+  p = p * z - 8.33333333333333333333e-3;
+  p = p * z + 8.33333333333333333333e-2;
+  return shift + __builtin_log(x) - 0.5 / x - (x < 1e17 ? z * p : 0);
+}
+// exp(-|x|) I_order(x): the power series below 30, the asymptotic one above.
+DC_INLINE double dc_bessel_scalar(double x, int order, bool scaled) {
+  double a = __builtin_fabs(x), sum = 1, term = 1;
+  if (!(a <= 30)) {
+    if (a != a) return x;
+    if (a == __builtin_inf()) return scaled ? (order ? 1 / x : 0.0) : (order ? x : a);
+    for (int k = 1; k < 25; ++k) {
+      double odd = 2 * k - 1;
+      term *= (odd * odd - 4 * order * order) / (8 * a * k);
+      sum += term;
+    }
+    sum /= 2.50662827463100050242 * __builtin_sqrt(a);
+    if (!scaled) sum = sum * __builtin_exp(a / 2) * __builtin_exp(a / 2);
+  } else {
+    for (int k = 1; term > sum * 1e-18; ++k) {
+      term *= a * a / 4 / (k * (double)(k + order));
+      sum += term;
+    }
+    if (order) sum *= a / 2;
+    if (scaled) sum *= __builtin_exp(-a);
+  }
+  return order ? __builtin_copysign(sum, x) : sum;
+}
+#define DC_SPECIAL(NAME, EXPR)                     \
+  DC_LANES1(NAME, nd, double, EXPR)                \
+  DC_LANES1(NAME, nf, float, (float)EXPR)          \
+  DC_MAP1(NAME)
+DC_SPECIAL(dc_erfinv, dc_erfinv_scalar(x))
+DC_SPECIAL(dc_digamma, dc_digamma_scalar(x))
+DC_SPECIAL(dc_i0, dc_bessel_scalar(x, 0, false))
+DC_SPECIAL(dc_i0e, dc_bessel_scalar(x, 0, true))
+DC_SPECIAL(dc_i1, dc_bessel_scalar(x, 1, false))
+DC_SPECIAL(dc_i1e, dc_bessel_scalar(x, 1, true))
+// sin(pi x) / (pi x); the whole turns are taken off exactly before the multiplication.
+DC_INLINE double dc_sinc_scalar(double x) {
+  const double pi = 3.14159265358979323846;
+  if (x == 0) return 1;
+  return __builtin_sin(pi * (x - 2 * __builtin_rint(x / 2))) / (pi * x);
+}
+DC_SPECIAL(dc_sinc, dc_sinc_scalar(x))
+
+template <class T> DC_INLINE T dc_int_gcd(T a, T b) {
+  while (b) {
+    T r = dc_int_fmod(a, b);
+    a = b;
+    b = r;
+  }
+  return dc_abs(a);
+}
+template <class T> DC_INLINE T dc_int_lcm(T a, T b) {
+  T g = dc_int_gcd(a, b);
+  return g ? dc_abs(T(u64(dc_trunc_div(a, g)) * u64(b))) : 0;
+}
+DC_LANES2(dc_gcd, ni, i32, dc_int_gcd(x, y))
+DC_LANES2(dc_gcd, nl, i64, dc_int_gcd(x, y))
+DC_MAP2(dc_gcd)
+DC_LANES2(dc_lcm, ni, i32, dc_int_lcm(x, y))
+DC_LANES2(dc_lcm, nl, i64, dc_int_lcm(x, y))
+DC_MAP2(dc_lcm)
+
+template <class T> DC_INLINE T dc_heaviside(T x, T at_zero) {
+  return dc_where(dc_eq(x, T{}), at_zero, dc_where(dc_gt(x, T{}), dc_one(x), T{}));
+}
+// Equal infinities would otherwise subtract to NaN.
+template <class T> DC_INLINE T dc_logaddexp(T a, T b) {
+  auto same = dc_bitwise_and(dc_isinf(a), dc_eq(a, b));
+  return dc_where(same, a, dc_maximum(a, b) + dc_log1p(dc_exp(-dc_abs(a - b))));
+}
+template <class T> DC_INLINE T dc_entr(T x) {
+  T y = dc_where(dc_eq(x, T{}), T{}, -x * dc_log(x));
+  return dc_where(dc_lt(x, T{}), -dc_one(x) / T{}, y);
+}
 
 // x log(y) and friends: zero whenever x is zero and y is not NaN.
 template <class T> DC_INLINE T dc_xlogy(T x, T y) {

@@ -226,7 +226,7 @@ def assert_within(actual: torch.Tensor, exact: torch.Tensor, bound: float, x: ob
     finite = rounded.isfinite() & actual.isfinite()
     assert torch.equal(actual[~finite].nan_to_num(7.0), rounded[~finite].nan_to_num(7.0)), x
     exponent = torch.frexp(rounded[finite].double().abs()).exponent.clamp(min=-125)
-    ulp = torch.ldexp(torch.ones(()).double(), exponent - 24)
+    ulp = torch.exp2((exponent - 24).double())
     error = (actual[finite].double() - exact[finite]).abs() / ulp
     assert error.max() <= bound, (error.max(), x)
 
@@ -256,8 +256,8 @@ def test_unary_f32(library: ctypes.CDLL, op: ScalarOp) -> None:
     if output == "b1":
         assert torch.equal(vector, op.resolve_reference()(x))
         return
-    if op.name == "lgamma":  # close to its zeros libm is only absolutely accurate
-        exact, vector = exact[x > 3], vector[x > 3]
+    keep = where_reference_is_good(op, x)
+    exact, vector = exact[keep], vector[keep]
     assert_within(vector, exact, 4.0 if op.ulp is None else max(op.ulp, 0.5), op.name)
 
 
@@ -267,6 +267,17 @@ def test_signed_zeros(library: ctypes.CDLL) -> None:
     for name in odd.split():
         y = call(getattr(library, f"v_{name}_f32"), [x], "f32")
         assert same_bits(y, OPS[name].resolve_reference()(x)), name
+
+
+def where_reference_is_good(op: ScalarOp, x: torch.Tensor) -> torch.Tensor:
+    """Leave out inputs on which eager in float64 is itself wrong, or libm only absolutely right."""
+    if op.name == "lgamma":  # libm close to the zeros
+        return x > 3
+    if op.name in ("i0", "i0e", "i1", "i1e"):  # eager gives NaN
+        return ~(x.double().abs() > 1e300)
+    if op.name == "sinc":  # eager rounds pi x before it takes off the turns
+        return (x.abs() < 100) & ((x - x.round()).abs() > 0.02) | (x.abs() < 1e-3)
+    return torch.ones_like(x, dtype=torch.bool)
 
 
 def pairs(dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,6 +308,9 @@ def binary_inputs(op: ScalarOp, dtype: str) -> tuple[torch.Tensor, torch.Tensor]
     if op.name in ("floordiv", "trunc_div", "remainder", "fmod"):
         keep = (b != 0) & ~((b == -1) & (a == torch.iinfo(a.dtype).min))  # eager raises or traps
         return a[keep], b[keep]
+    if op.name in ("gcd", "lcm"):
+        keep = (a != torch.iinfo(a.dtype).min) & (b != torch.iinfo(a.dtype).min)  # eager traps
+        return a[keep], b[keep]
     if op.name in ("shl", "shr"):
         return a, b & 31
     if op.name == "pow":
@@ -322,7 +336,7 @@ def test_binary(library: ctypes.CDLL, op: ScalarOp, dtype: str) -> None:
         expected = reference(a, b)
         torch.testing.assert_close(vector, expected, rtol=0, atol=0, equal_nan=True)
     else:
-        torch.testing.assert_close(vector, reference(a, b), rtol=1e-5, atol=0, equal_nan=True)
+        torch.testing.assert_close(vector, reference(a, b), rtol=1e-5, atol=1e-44, equal_nan=True)
 
 
 def test_fmod_of_huge_quotients(library: ctypes.CDLL) -> None:
@@ -352,8 +366,10 @@ def test_unary_other_dtypes(library: ctypes.CDLL, op: ScalarOp, dtype: str) -> N
     vector = call(getattr(library, f"v_{op.name}_{dtype}"), [x], output)
     scalar = call(getattr(library, f"s_{op.name}_{dtype}"), [x], output)
     assert same_bits(vector, scalar)
-    expected = op.resolve_reference()(x)
-    torch.testing.assert_close(vector, expected, rtol=1e-13, atol=0, equal_nan=True)
+    keep = where_reference_is_good(op, x)
+    expected = op.resolve_reference()(x)[keep]
+    atol = 1e-14 if op.name == "digamma" else 0  # close to its zeros
+    torch.testing.assert_close(vector[keep], expected, rtol=1e-12, atol=atol, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", OPERAND_DTYPES["any"])
