@@ -55,6 +55,8 @@ def run(plan: Plan) -> SuiteResult:
         checks.append(Check(f"{name}: stray externs", len(coverage.stray_externs), "<=", 0))
         checks.append(Check(f"{name}: fallbacks", coverage.fallbacks.total(), "<=", 0))
         checks.append(Check(f"{name}: kernels", coverage.kernels, ">=", 1))
+        # Every model has products: none recorded would mean that nothing above was looked at.
+        checks.append(Check(f"{name}: externs recorded", coverage.externs.total(), ">=", 1))
         details[name] = {
             "kernels": coverage.kernels,
             "externs": dict(coverage.externs),
