@@ -83,4 +83,7 @@ def _forward_metadata() -> Any:
 
 def hidden_from_dynamo(function: Callable[..., Any], reason: str) -> Any:
     """`function`, hidden from Dynamo: neither compiled itself nor inlined by compiled autograd."""
-    return torch._dynamo.disable(function, reason=reason)
+    hidden = torch._dynamo.disable(function, reason=reason)
+    if getattr(function, "_boxed_call", False):
+        hidden._boxed_call = True
+    return hidden

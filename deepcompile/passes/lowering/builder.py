@@ -29,14 +29,13 @@ from ...ir.nest import (
     Load,
     Rand,
     Reduce,
-    Stage,
-    StageKind,
     Store,
     Valued,
     index_values,
     operands,
 )
 from ...ir.ops import REGISTER_OF
+from ...ir.stages import place
 from .shapes import Facts
 from .views import Position, is_view, view_position, view_source
 
@@ -389,53 +388,17 @@ class Builder:
         """
         phases: list[Phase] = list(self._phase)
         self._pull_constants_into_finish(phases)
-        level: dict[int, int] = {}
-        placed: dict[tuple[str, int], list[Instr]] = {}
-        stores: dict[tuple[str, int], list[Instr]] = {}
         for instr in self._instrs:
-            reads = operands(instr)
-            at = max((level.get(read, 0) for read in reads), default=0)
             if isinstance(instr, Store):
-                phase, loop = self._store_place(instr)
-                if phase == "point":
-                    stores.setdefault(("loop" if loop else "row", at), []).append(instr)
-                else:
-                    stores.setdefault((phase, 0), []).append(instr)
-                continue
-            phase = phases[instr.id]
-            if isinstance(instr, Reduce):
-                placed.setdefault(("loop", at), []).append(instr)
-                level[instr.id] = at + 1
-            elif isinstance(instr, Accumulate):
-                kind = "loop" if self._loops[instr.arg] else "row"
-                placed.setdefault((kind, at), []).append(instr)
-                level[instr.id] = 0
-            elif phase == "point":
-                kind = "loop" if self._loops[instr.id] else "row"
-                placed.setdefault((kind, at), []).append(instr)
-                level[instr.id] = at
-            else:
-                placed.setdefault((phase, 0), []).append(instr)
-                level[instr.id] = 0
-        stages: list[Stage] = []
-        deepest = max((at for _, at in [*placed, *stores]), default=0)
-        for at in range(deepest + 1):
-            for kind in ("row", "loop"):
-                body = placed.get((kind, at), []) + stores.get((kind, at), [])
-                if body:
-                    stages.append(Stage(kind, tuple(body)))  # type: ignore[arg-type]
-        kinds: tuple[StageKind, ...] = ("total", "columns")
-        for kind in kinds:
-            body = placed.get((kind, 0), []) + stores.get((kind, 0), [])
-            if body:
-                stages.append(Stage(kind, tuple(body)))
+                self._store_place(instr)
+        stages = place(self._instrs, self._reduced_names)
         axes = [Axis(name, extent, "parallel") for name, extent in self.parallel]
         axes += [Axis(name, extent, "reduced") for name, extent in self.reduced]
         buffers = []
         for base, buffer_name, role in self.buffers():
             info = self.facts[base]
             buffers.append(Buffer(buffer_name, info.dtype, info.shape, role))  # type: ignore[arg-type]
-        kernel = Kernel(name, tuple(axes), tuple(buffers), self._sizes(axes), tuple(stages))
+        kernel = Kernel(name, tuple(axes), tuple(buffers), self._sizes(axes), stages)
         _check_in_place(kernel)
         return kernel
 

@@ -1,0 +1,278 @@
+"""The function that `torch.compile` calls: the whole order of work, and nothing else.
+
+    Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> one call a graph
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule
+
+from .capture.aot import compile_through_aot, interpret
+from .codegen.cpp_program import CppProgram, emit_program
+from .codegen.program import CannotCompile, ExternStep, KernelStep, ProgramSpec, make_program
+from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
+from .ir.graph_text import origin_of, print_graph
+from .ir.kernel_op import KernelOp
+from .ir.nest_text import print_kernel
+from .options import Options
+from .pipeline.instruments import standard_instruments
+from .pipeline.manager import PassManager
+from .pipeline.rundir import RunDir, process_run
+from .pipeline.spec import Pipeline
+from .runtime.build import BuildFailed, build
+from .runtime.program import Program
+
+Kind = Literal["inference", "forward", "backward"]
+
+
+@dataclass
+class CompiledGraph:
+    """What became of one graph: for `explain`, tests and tools.
+
+    Attributes:
+        name: unique within the process, e.g. `g0_forward`.
+        spec: slots and steps; None when the graph runs in eager.
+        fallback: why it runs in eager, else None.
+        cached: whether the library came from the cache on disk.
+        seconds: time of passes, code generation and the C++ compiler.
+    """
+
+    name: str
+    kind: Kind
+    spec: ProgramSpec | None = None
+    code: CppProgram | None = None
+    program: Program | None = None
+    fallback: str | None = None
+    cached: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    externs: list[tuple[str, str | None]] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> list[KernelOp]:
+        """The kernel of each call, in order."""
+        if self.spec is None:
+            return []
+        return [step.op for step in self.spec.steps if isinstance(step, KernelStep)]
+
+
+@dataclass
+class Recording:
+    """Graphs and events of the compiles inside `recording()`."""
+
+    graphs: list[CompiledGraph] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+_RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Collect what is compiled inside the block."""
+    record = Recording()
+    token = _RECORDINGS.set((*_RECORDINGS.get(), record))
+    try:
+        yield record
+    finally:
+        _RECORDINGS.reset(token)
+
+
+def deepep(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """`torch.compile(model, backend="deepep", options=..., mode=...)`.
+
+    Args:
+        gm: the torch-level graph of Dynamo.
+        example_inputs: its inputs, fake or real.
+        options: see `deepcompile.Options`.
+        mode: one of torch's modes; mapped to options.
+
+    Raises:
+        OptionError, PipelineError: for options that are none; CompileError in strict mode;
+        VerificationError when `verify` finds that a pass changed the meaning of a graph.
+    """
+    try:
+        return _Compiler(Options.resolve(options, mode)).compile(gm, example_inputs)
+    except DeepCompileError as error:
+        raise for_dynamo(error) from error.__cause__
+
+
+class _Compiler:
+    """One compile: one graph of Dynamo, which gives one or two programs."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.pipeline = Pipeline.of(options)
+        self.number = next(_NUMBERS)
+        self.recordings = _RECORDINGS.get()
+        self.run_dir: RunDir | None = None
+        if options.run_dir is not None:
+            self.run_dir = process_run(
+                options.run_dir, options=options.to_dict(), pipeline=str(self.pipeline)
+            )
+
+    def compile(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """The callable that Dynamo runs in place of `gm`."""
+        devices = {
+            value.device.type for value in example_inputs if isinstance(value, torch.Tensor)
+        }
+        if devices - {"cpu"}:
+            self.note("fallback", reason=f"no code generator for {', '.join(sorted(devices))} yet")
+            return gm
+        return compile_through_aot(
+            gm,
+            example_inputs,
+            compile_graph=self.compile_graph,
+            run_joint_passes=self.run_joint_passes,
+            options=self.options,
+            note=self.note,
+        )
+
+    def note(self, event: str, /, **fields: Any) -> None:
+        """Record an event in the run directory and for `explain`."""
+        for record in self.recordings:
+            record.events.append((event, fields))
+        if self.run_dir is not None:
+            self.run_dir.event(event, **_renamed(fields))
+
+    def _manager(self, phase: Sequence[Any]) -> PassManager:
+        instruments = standard_instruments(
+            self.options.verify, self.run_dir, print_graph, sink=self.note
+        )
+        return PassManager(phase, instruments, self.options, sink=self.note)
+
+    def _graph_name(self, kind: str) -> str:
+        name = f"g{self.number}_{kind}"
+        return self.run_dir.unique_graph_name(name) if self.run_dir is not None else name
+
+    def run_joint_passes(self, joint: GraphModule) -> GraphModule:
+        """Passes on forward and backward together, before they are split."""
+        return self._manager(self.pipeline.joint).run(joint, "joint", self._graph_name("joint"))
+
+    def compile_graph(
+        self,
+        gm: GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        kind: Kind,
+        static_input_idxs: Sequence[int] = (),
+    ) -> Callable[..., Any]:
+        """Passes, code generation and build of one graph; called by the capture."""
+        compiled = CompiledGraph(self._graph_name(kind), kind)
+        for record in self.recordings:
+            record.graphs.append(compiled)
+        # Graphs without gradients never see the joint phase: both phases run here.
+        phase = self.pipeline.graph
+        if kind == "inference":
+            phase = (*self.pipeline.joint, *phase)
+        start = time.perf_counter()
+        graph = self._manager(phase).run(gm, kind, compiled.name)
+        compiled.seconds["passes"] = time.perf_counter() - start
+        try:
+            return self._generate(graph, compiled)
+        except CannotCompile as reason:
+            return self._fall_back(gm, compiled, str(reason))
+        except CompilerMissing as reason:
+            _warn_no_compiler(str(reason))
+            return self._fall_back(gm, compiled, str(reason))
+        except BuildFailed as reason:
+            return self._fall_back(gm, compiled, f"the C++ compiler refused the code: {reason}")
+
+    def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Program:
+        start = time.perf_counter()
+        compiled.spec = make_program(graph)
+        compiled.code = emit_program(compiled.spec)
+        compiled.externs = _externs(graph, compiled.spec)
+        compiled.seconds["codegen"] = time.perf_counter() - start
+        self._record_kernels(compiled)
+        start = time.perf_counter()
+        library = build(compiled.code.source, self.options, self.note)
+        compiled.seconds["build"] = time.perf_counter() - start
+        compiled.cached = library.cached
+        self.note(
+            "compiled",
+            graph=compiled.name,
+            graph_kind=compiled.kind,
+            kernels=len(compiled.kernels),
+            externs=len(compiled.externs),
+            cached=library.cached,
+            seconds=compiled.seconds,
+        )
+        compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
+        return compiled.program
+
+    def _fall_back(
+        self, gm: GraphModule, compiled: CompiledGraph, reason: str
+    ) -> Callable[..., Any]:
+        """Run the graph as eager would, recorded; in strict mode refuse."""
+        if self.options.strict:
+            origin = next((o for o in map(origin_of, gm.graph.nodes) if o), None)
+            raise CompileError(reason, origin=origin)
+        compiled.fallback, compiled.spec, compiled.code = reason, None, None
+        self.note("fallback", graph=compiled.name, graph_kind=compiled.kind, reason=reason)
+        return interpret(gm)
+
+    def _record_kernels(self, compiled: CompiledGraph) -> None:
+        if compiled.spec is None or compiled.code is None:
+            return
+        for name, origin in compiled.externs:
+            self.note("extern", graph=compiled.name, op=name, origin=origin)
+        if self.run_dir is None:
+            return
+        steps = [step for step in compiled.spec.steps if isinstance(step, KernelStep)]
+        for step in steps:
+            op = step.op
+            self.run_dir.kernel(
+                f"{compiled.name}.{op.nest.name}",
+                {
+                    "source.cpp": compiled.code.kernels[step.function],
+                    "nest.txt": print_kernel(op.nest),
+                },
+                {
+                    "graph": compiled.name,
+                    "ops": list(op.origin.ops),
+                    "origins": list(op.origin.lines),
+                    "function": f"k{step.function}",
+                },
+            )
+
+
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields under names that an event line does not use itself."""
+    return {("graph_kind" if name == "kind" else name): value for name, value in fields.items()}
+
+
+def _externs(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | None]]:
+    nodes = {node.name: node for node in graph.graph.nodes}
+    found = []
+    for step in spec.steps:
+        if isinstance(step, ExternStep):
+            node = nodes[step.name]
+            found.append((str(node.target), origin_of(node)))
+    return found
+
+
+_WARNED: set[str] = set()
+
+
+def _warn_no_compiler(reason: str) -> None:
+    if "compiler" in _WARNED:
+        return
+    _WARNED.add("compiler")
+    warnings.warn(f"deepcompile: {reason}; models run in eager.", stacklevel=2)

@@ -1,0 +1,67 @@
+"""One translation unit a graph: prelude, kernels, and the function that runs the whole program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+from ..ir.index import Index
+from .cpp_kernel import CppKernel, emit_kernel
+from .program import ExternStep, KernelStep, ProgramSpec
+
+
+@dataclass(frozen=True)
+class CppProgram:
+    """Source text, and per kernel function the bytes of workspace a thread needs."""
+
+    source: str
+    kernels: tuple[str, ...]
+    workspace: tuple[Index, ...]
+
+
+@lru_cache(maxsize=1)
+def prelude() -> str:
+    """The vector math and threading text that stands before every program."""
+    folder = resources.files(__package__)
+    return "\n".join((folder / name).read_text() for name in ("prelude.h", "team.h"))
+
+
+def emit_program(spec: ProgramSpec) -> CppProgram:
+    """C++ of a program. Kernel `i` of the spec becomes the function `k<i>`.
+
+    The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
+    i64 threads, int (*extern_call)(int))`; it returns the non-zero answer of a failed extern call.
+    """
+    kernels: list[CppKernel] = [
+        emit_kernel(op.nest, f"k{number}") for number, op in enumerate(spec.kernels)
+    ]
+    names = list(spec.sizes)
+    lines = [
+        'extern "C" int deepcompile_program(void **slots, const i64 *sizes, char *workspace,',
+        "                                   i64 threads, int (*extern_call)(int)) {",
+        "  (void)slots; (void)sizes; (void)workspace; (void)threads; (void)extern_call;",
+    ]
+    extern = 0
+    for step in spec.steps:
+        if isinstance(step, ExternStep):
+            lines.append(f"  if (int failed = extern_call({extern})) return failed;")
+            extern += 1
+            continue
+        lines.append(_call(step, names))
+    lines += ["  return 0;", "}"]
+    source = "\n".join([prelude(), *[kernel.body for kernel in kernels], *lines, ""])
+    return CppProgram(
+        source,
+        tuple(kernel.body for kernel in kernels),
+        tuple(kernel.workspace for kernel in kernels),
+    )
+
+
+def _call(step: KernelStep, names: list[str]) -> str:
+    buffers = ", ".join(f"slots[{slot}]" for slot in step.slots)
+    sizes = ", ".join(f"sizes[{names.index(name)}]" for name in step.sizes) or "0"
+    return (
+        f"  {{ void *b[] = {{{buffers}}}; const i64 z[] = {{{sizes}}}; "
+        f"k{step.function}(b, z, workspace, threads); }}"
+    )

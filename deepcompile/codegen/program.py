@@ -1,0 +1,392 @@
+"""A fused graph as a program: storage slots and an ordered list of kernel calls and ATen calls.
+
+Nothing here runs or allocates; shapes stay symbolic. The runtime binds a program to sizes and memory.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..ir.index import Index, ZERO
+from ..ir.kernel_op import KernelOp
+from ..passes.lowering.shapes import CannotLower, size_index
+
+aten = torch.ops.aten
+Storage = Literal["input", "arena", "output", "extern", "constant"]
+
+
+class CannotCompile(Exception):
+    """The graph has something that programs cannot hold; it runs in eager, with this reason."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and strides in elements and the torch dtype of a tensor."""
+
+    shape: tuple[Index, ...]
+    strides: tuple[Index, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class Slot:
+    """A storage: where it lives, and from which to which step (inclusive) it is needed."""
+
+    number: int
+    layout: Layout
+    storage: Storage
+    first: int = -1
+    last: int = -1
+    constant: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor over a slot; `offset` in elements from the slot's own first element."""
+
+    slot: int
+    layout: Layout
+    offset: Index
+    whole: bool
+
+
+@dataclass(frozen=True)
+class SizeRef:
+    """An integer known when the sizes are."""
+
+    index: Index
+
+
+@dataclass(frozen=True)
+class KernelStep:
+    """A call of a generated kernel: slots of its buffers, positions of its sizes."""
+
+    op: KernelOp
+    function: int
+    slots: tuple[int, ...]
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExternStep:
+    """A call of ATen. `out` slots are given as `out=`; else `results` are slots of what it returns."""
+
+    name: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: int | None
+    results: tuple[int | None, ...]
+    single: bool
+    layouts: Mapping[int, Layout]
+
+
+Step = KernelStep | ExternStep
+
+
+@dataclass
+class ProgramSpec:
+    """Everything about one compiled graph but its code."""
+
+    inputs: list[TensorRef | SizeRef | None]
+    slots: list[Slot]
+    steps: list[Step]
+    outputs: list[Any]
+    kernels: list[KernelOp]
+    sizes: dict[str, Callable[[list[Any]], int]] = field(default_factory=dict)
+
+
+_OUT_VARIANTS: dict[Any, Any] = {
+    aten.mm.default: aten.mm.out,
+    aten.addmm.default: aten.addmm.out,
+    aten.bmm.default: aten.bmm.out,
+    aten.baddbmm.default: aten.baddbmm.out,
+}
+
+
+def make_program(graph: GraphModule) -> ProgramSpec:
+    """The program of a fused graph.
+
+    Raises:
+        CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
+    """
+    return _Maker(graph).make()
+
+
+class _Maker:
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        self.spec = ProgramSpec([], [], [], [], [])
+        self.values: dict[Node, Any] = {}
+        self.functions: dict[str, int] = {}
+
+    def make(self) -> ProgramSpec:
+        for node in self.graph.graph.nodes:
+            try:
+                self._node(node)
+            except CannotLower as reason:
+                raise CannotCompile(f"{node.name}: {reason}") from None
+        self._lifetimes()
+        return self.spec
+
+    def _node(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "get_attr":
+            self._constant(node)
+        elif node.op == "output":
+            self._outputs(node)
+        elif node.op == "call_function":
+            self._call(node)
+        else:
+            raise CannotCompile(f"{node.op} nodes")
+
+    # -- values ---------------------------------------------------------------------------------
+
+    def _slot(self, layout: Layout, storage: Storage) -> Slot:
+        slot = Slot(len(self.spec.slots), layout, storage)
+        self.spec.slots.append(slot)
+        return slot
+
+    def _layout(self, value: torch.Tensor) -> Layout:
+        if value.layout is not torch.strided:
+            raise CannotCompile(f"layout {value.layout}")
+        return Layout(
+            tuple(size_index(size) for size in value.shape),
+            tuple(size_index(stride) for stride in value.stride()),
+            value.dtype,
+        )
+
+    def _placeholder(self, node: Node) -> None:
+        value = node.meta.get("val")
+        number = len(self.spec.inputs)
+        if isinstance(value, torch.Tensor):
+            slot = self._slot(self._layout(value), "input")
+            ref = TensorRef(slot.number, slot.layout, ZERO, True)
+            self.values[node] = ref
+            self.spec.inputs.append(ref)
+            for dim, size in enumerate(value.shape):
+                self._learn(size, lambda args, n=number, d=dim: args[n].shape[d])
+            for dim, stride in enumerate(value.stride()):
+                self._learn(stride, lambda args, n=number, d=dim: args[n].stride(d))
+            return
+        if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+            index = size_index(value)
+            self._learn(value, lambda args, n=number: int(args[n]))
+            self.values[node] = SizeRef(index)
+            self.spec.inputs.append(SizeRef(index))
+            return
+        if value is None or not node.users:
+            self.spec.inputs.append(None)
+            return
+        raise CannotCompile(f"an input of type {type(value).__name__}")
+
+    def _learn(self, size: int | torch.SymInt, how: Callable[[list[Any]], int]) -> None:
+        if isinstance(size, int):
+            return
+        try:
+            index = size_index(size)
+        except CannotLower:
+            return
+        names = index.names()
+        if len(names) == 1 and index == Index.of(name := next(iter(names))):
+            self.spec.sizes.setdefault(name, how)
+
+    def _constant(self, node: Node) -> None:
+        value: Any = self.graph
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            raise CannotCompile(f"a constant of type {type(value).__name__}")
+        slot = self._slot(self._layout(value), "constant")
+        slot.constant = value.detach()
+        self.values[node] = TensorRef(slot.number, slot.layout, ZERO, True)
+
+    def _outputs(self, node: Node) -> None:
+        results = node.args[0]
+        if not isinstance(results, (list, tuple)):
+            raise CannotCompile("an output that is no list")
+        for result in results:
+            if not isinstance(result, Node):
+                self.spec.outputs.append(result)
+                continue
+            value = self.values[result]
+            self.spec.outputs.append(value)
+            if isinstance(value, TensorRef):
+                slot = self.spec.slots[value.slot]
+                if slot.storage == "arena":
+                    slot.storage = "output"
+
+    def _call(self, node: Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(node.target, KernelOp):
+            self._kernel(node, node.target)
+        elif node.target is operator.getitem:
+            source = self.values[node.args[0]]
+            self.values[node] = source[node.args[1]]
+        elif isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+            self.values[node] = SizeRef(size_index(value))
+        elif isinstance(value, (float, bool, torch.SymFloat, torch.SymBool)):
+            raise CannotCompile(f"{node.target} computes a symbolic number")
+        elif self._is_alias(node):
+            self._alias(node)
+        else:
+            self._extern(node)
+
+    def _is_alias(self, node: Node) -> bool:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return False
+        if target is aten._unsafe_view.default:
+            return True
+        if target is aten.reshape.default:
+            return _shares(node.meta["val"], node.args[0].meta["val"])
+        return target.is_view
+
+    def _alias(self, node: Node) -> None:
+        source = self.values[node.args[0]]
+        base = node.args[0].meta["val"]
+        if not isinstance(source, TensorRef):
+            raise CannotCompile("a view of several tensors")
+
+        def view(value: torch.Tensor) -> TensorRef:
+            if value.dtype != base.dtype:
+                raise CannotCompile("a view with another dtype")
+            offset = size_index(value.storage_offset()) - size_index(base.storage_offset())
+            layout = self._layout(value)
+            slot = self.spec.slots[source.slot]
+            at = source.offset + offset
+            whole = layout == slot.layout and at == ZERO
+            return TensorRef(source.slot, layout, at, whole)
+
+        value = node.meta["val"]
+        self.values[node] = (
+            view(value) if isinstance(value, torch.Tensor) else tuple(view(v) for v in value)
+        )
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def _kernel(self, node: Node, op: KernelOp) -> None:
+        given = iter(node.args)
+        slots: list[int] = []
+        results: list[TensorRef] = []
+        made = iter(node.meta["val"])
+        for buffer in op.nest.buffers:
+            if buffer.role == "out":
+                slot = self._slot(self._layout(next(made)), "arena")
+                results.append(TensorRef(slot.number, slot.layout, ZERO, True))
+                slots.append(slot.number)
+                continue
+            value = self.values[next(given)]
+            if not isinstance(value, TensorRef):
+                raise CannotCompile("a kernel on something that is no tensor")
+            if not value.whole:
+                value = self._pointer(value)
+            slots.append(value.slot)
+        from ..ir.nest_text import print_kernel
+        from dataclasses import replace
+
+        text = print_kernel(replace(op.nest, name="_"))
+        function = self.functions.get(text)
+        if function is None:
+            function = self.functions[text] = len(self.spec.kernels)
+            self.spec.kernels.append(op)
+        self.spec.steps.append(KernelStep(op, function, tuple(slots), op.nest.sizes))
+        self.values[node] = tuple(results)
+
+    def _pointer(self, value: TensorRef) -> TensorRef:
+        raise CannotCompile("a kernel on a view that was not seen through")
+
+    def _extern(self, node: Node) -> None:
+        target = node.target
+        schema = getattr(target, "_schema", None)
+        if schema is not None and schema.is_mutable and target is not aten.copy_.default:
+            raise CannotCompile(f"{target} writes into its input")
+        value = node.meta.get("val")
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._reference)
+        out: int | None = None
+        results: list[int | None] = []
+        single = isinstance(value, torch.Tensor)
+        if target is aten.copy_.default:
+            self.values[node] = self.values[node.args[0]]
+            step = ExternStep(node.name, target, args, kwargs, None, (), True, {})
+            self.spec.steps.append(step)
+            return
+        sources = [n.meta.get("val") for n in node.all_input_nodes]
+        values = [value] if single else list(value) if isinstance(value, (list, tuple)) else None
+        if values is None:
+            raise CannotCompile(f"{target} gives a {type(value).__name__}")
+        refs: list[Any] = []
+        layouts: dict[int, Layout] = {}
+        for item in values:
+            if not isinstance(item, torch.Tensor):
+                results.append(None)
+                refs.append(SizeRef(size_index(item)) if isinstance(item, int) else None)
+                continue
+            if any(isinstance(s, torch.Tensor) and _shares(item, s) for s in sources):
+                raise CannotCompile(f"{target} returns its input's memory")
+            use_out = single and target in _OUT_VARIANTS and _plain(item)
+            slot = self._slot(self._layout(item), "arena" if use_out else "extern")
+            refs.append(TensorRef(slot.number, slot.layout, ZERO, True))
+            layouts[slot.number] = slot.layout
+            if use_out:
+                out = slot.number
+            results.append(slot.number)
+        if out is not None:
+            target = _OUT_VARIANTS[target]
+        self.spec.steps.append(
+            ExternStep(node.name, target, args, kwargs, out, tuple(results), single, layouts)
+        )
+        self.values[node] = refs[0] if single else tuple(refs)
+
+    def _reference(self, node: Node) -> Any:
+        return self.values[node]
+
+    # -- lifetimes ------------------------------------------------------------------------------
+
+    def _lifetimes(self) -> None:
+        for number, step in enumerate(self.spec.steps):
+            for slot in sorted(_touched(step)):
+                entry = self.spec.slots[slot]
+                entry.first = number if entry.first < 0 else entry.first
+                entry.last = number
+
+
+def _touched(step: Step) -> set[int]:
+    if isinstance(step, KernelStep):
+        return set(step.slots)
+    found = {slot for slot in step.results if slot is not None}
+    found |= {ref.slot for ref in tensor_refs((step.args, dict(step.kwargs)))}
+    return found
+
+
+def tensor_refs(value: Any) -> list[TensorRef]:
+    """All tensor references in nested arguments."""
+    if isinstance(value, TensorRef):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in tensor_refs(item)]
+    if isinstance(value, dict):
+        return [ref for item in value.values() for ref in tensor_refs(item)]
+    return []
+
+
+def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.untyped_storage()._cdata == right.untyped_storage()._cdata
+
+
+def _plain(value: torch.Tensor) -> bool:
+    return value.layout is torch.strided and value.dtype in (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+    )
+
+

@@ -1,0 +1,202 @@
+"""Building C++ into a loaded library, through a cache on disk that any number of processes share.
+
+An entry is named by a hash of the source, the compiler and the flags, and is written to a name of its
+own before it is renamed into place. A cached file carries its own checksum: one that was cut short or
+altered is rebuilt. Nothing about the cache can fail a compile: without it, libraries are built anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..cache_dir import cache_dir, make_cache_dir, trim
+from ..errors import CompilerMissing
+from ..options import Options
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-semantic-interposition",
+    "-Wno-psabi",
+    "-w",
+    "-shared",
+    "-fPIC",
+)
+_TRAILER = b"\ndeepcompile-sha256:"
+TRIM_EVERY = 16
+
+
+class BuildFailed(Exception):
+    """The C++ compiler refused a source; the message is the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded shared library, whether it was found in the cache, and where it was loaded from."""
+
+    handle: ctypes.CDLL
+    cached: bool
+    path: str
+
+
+@lru_cache(maxsize=1)
+def find_compiler() -> str:
+    """The path of the C++ compiler: $CXX, else g++, c++ or clang++.
+
+    Raises:
+        CompilerMissing: when there is none.
+    """
+    tried: list[str] = []
+    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        if not name:
+            continue
+        tried.append(name)
+        path = shutil.which(name.split()[0])
+        if path:
+            return path
+    raise CompilerMissing(tried)
+
+
+@lru_cache(maxsize=8)
+def compiler_identity(compiler: str) -> str:
+    """What tells one compiler and machine from another in cache keys: version and CPU features."""
+    try:
+        version = subprocess.run(
+            [compiler, "-dumpfullversion", "-dumpmachine"], capture_output=True, text=True, timeout=60
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        version = ""
+    stat = os.stat(compiler)
+    return f"{compiler} {stat.st_size} {stat.st_mtime_ns} {version} {_cpu()}"
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf8") as info:
+            lines = [line for line in info if line.startswith(("flags", "model name"))]
+        return hashlib.sha256("".join(sorted(set(lines))).encode()).hexdigest()[:16]
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+
+
+def build(source: str, options: Options, note: Callable[..., None]) -> Library:
+    """Compile `source` or load it from the cache.
+
+    Args:
+        source: one translation unit.
+        options: `cache`, `cache_dir` and `cache_size` are used.
+        note: receives `cache-unusable` events with the reason.
+
+    Raises:
+        CompilerMissing: when there is no C++ compiler and the source is not cached.
+        BuildFailed: when the compiler refuses the source.
+    """
+    compiler = find_compiler()
+    key = hashlib.sha256(
+        "\0".join([compiler_identity(compiler), " ".join(FLAGS), source]).encode()
+    ).hexdigest()[:32]
+    folder = _folder(options, note)
+    if folder is not None:
+        found = _load_cached(folder / f"{key}.so", note)
+        if found is not None:
+            return found
+    with tempfile.TemporaryDirectory(prefix="deepcompile-") as scratch:
+        built = Path(scratch) / f"{key}.so"
+        _compile(compiler, source, built)
+        if folder is not None:
+            stored = _store(built, folder / f"{key}.so", options, note)
+            if stored is not None:
+                return Library(ctypes.CDLL(str(stored)), False, str(stored))
+        # The mapping outlives the file.
+        return Library(ctypes.CDLL(str(built)), False, str(built))
+
+
+def _compile(compiler: str, source: str, target: Path) -> None:
+    text = target.with_suffix(".cpp")
+    text.write_text(source)
+    result = subprocess.run(
+        [compiler, *FLAGS, str(text), "-o", str(target), "-lm"], capture_output=True, text=True
+    )
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if "error" in line][:5]
+        raise BuildFailed("; ".join(errors) or result.stderr[-800:] or "no message")
+
+
+def _folder(options: Options, note: Callable[..., None]) -> Path | None:
+    if not options.cache:
+        return None
+    try:
+        folder = cache_dir(options.cache_dir)
+        make_cache_dir(folder)
+    except OSError as error:
+        _unusable(str(error), note)
+        return None
+    return folder
+
+
+@lru_cache(maxsize=64)
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        f"deepcompile: the kernel cache cannot be used ({reason}); kernels are built anew in each "
+        "process. Set DEEPCOMPILE_CACHE_DIR to a folder that can be written.",
+        stacklevel=2,
+    )
+
+
+def _unusable(reason: str, note: Callable[..., None]) -> None:
+    note("cache-unusable", reason=reason)
+    _warn_once(reason)
+
+
+def _load_cached(path: Path, note: Callable[..., None]) -> Library | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        note("cache-unusable", reason=str(error))
+        return None
+    body, _, digest = data.rpartition(_TRAILER)
+    if not body or hashlib.sha256(body).hexdigest().encode() != digest:
+        note("cache-entry-damaged", path=str(path))
+        return None
+    try:
+        handle = ctypes.CDLL(str(path))
+        os.utime(path)
+    except OSError as error:
+        note("cache-entry-damaged", path=str(path), reason=str(error))
+        return None
+    return Library(handle, True, str(path))
+
+
+def _store(built: Path, path: Path, options: Options, note: Callable[..., None]) -> Path | None:
+    """Put a built library into the cache; None when that is not possible."""
+    body = built.read_bytes()
+    sealed = body + _TRAILER + hashlib.sha256(body).hexdigest().encode()
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.{id(built)}.partial")
+    try:
+        partial.write_bytes(sealed)
+        os.replace(partial, path)
+        if path.stat().st_mtime_ns % TRIM_EVERY == 0:
+            trim(path.parent, options.cache_size)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        _unusable(str(error), note)
+        return None
+    return path

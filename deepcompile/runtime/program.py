@@ -1,0 +1,339 @@
+"""Running a compiled graph: bind sizes and memory, call the program once, hand out the outputs."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..codegen.cpp_program import CppProgram
+from ..codegen.program import ExternStep, KernelStep, Layout, ProgramSpec, SizeRef, TensorRef
+from ..ir.index import Index
+from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
+from .build import Library
+from .threads import openmp_entry_points
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+_FAILED = 1
+
+
+@dataclass
+class Bound:
+    """A program bound to sizes: everything that is the same in each call with these sizes."""
+
+    sizes: dict[str, int]
+    size_array: Any
+    arena: ArenaPlan
+    arena_bytes: int
+    workspace: int
+    outputs: list[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+    arena_slots: list[tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+    externs: list[Callable[[Frame], None]]
+    frames: list[Frame]
+
+
+class Frame:
+    """Memory of one running call: the pointer table and a tensor for every slot."""
+
+    def __init__(self, program: Program, bound: Bound) -> None:
+        count = len(program.spec.slots)
+        self.pointers = (ctypes.c_void_p * max(count, 1))()
+        self.tensors: list[Any] = [None] * count
+        self.block: torch.Tensor | None = None
+        for slot in program.spec.slots:
+            if slot.constant is not None:
+                self.tensors[slot.number] = slot.constant
+                self.pointers[slot.number] = slot.constant.data_ptr()
+
+    def bind_arena(self, block: torch.Tensor, bound: Bound) -> int:
+        """Place the arena slots in `block`; returns the address of the workspace behind them."""
+        start = -block.data_ptr() % ALIGNMENT
+        if block is not self.block:
+            for number, offset, shape, strides, dtype in bound.arena_slots:
+                flat = block[start + offset :]
+                usable = flat.numel() // dtype.itemsize * dtype.itemsize
+                view = flat[:usable].view(dtype).as_strided(shape, strides)
+                self.tensors[number] = view
+                self.pointers[number] = block.data_ptr() + start + offset
+            self.block = block
+        return block.data_ptr() + start + bound.arena.size
+
+
+class Program:
+    """A compiled graph that is called with a list of inputs (which it empties) and returns outputs.
+
+    Args:
+        spec: slots and steps.
+        code: the source and what its kernels need.
+        library: the loaded code.
+        threads: a fixed number of threads, or None for that of `torch.get_num_threads()`.
+    """
+
+    _boxed_call = True
+
+    def __init__(
+        self, spec: ProgramSpec, code: CppProgram, library: Library, threads: int | None = None
+    ) -> None:
+        self.spec = spec
+        self.code = code
+        self.library = library
+        self.threads = threads
+        self._names = list(spec.sizes)
+        self._bound: dict[tuple[int, ...], Bound] = {}
+        self._externs = [step for step in spec.steps if isinstance(step, ExternStep)]
+        self._inputs = [
+            (number, ref.slot)
+            for number, ref in enumerate(spec.inputs)
+            if isinstance(ref, TensorRef)
+        ]
+        entry_points = openmp_entry_points()
+        handle = library.handle
+        if entry_points is not None:
+            handle.deepcompile_threads.argtypes = [ctypes.c_void_p] * 3
+            handle.deepcompile_threads.restype = None
+            handle.deepcompile_threads(*entry_points)
+        self._entry = handle.deepcompile_program
+        self._entry.restype = ctypes.c_int
+        self._entry.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            _CALLBACK,
+        ]
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        key = tuple([how(args) for how in self.spec.sizes.values()])
+        threads = self.threads or torch.get_num_threads()
+        bound = self._bound.get((*key, threads))
+        if bound is None:
+            bound = self._bound[(*key, threads)] = self._bind(key, threads)
+        with torch.no_grad():
+            return self._run(bound, args, threads)
+
+    def _run(self, bound: Bound, args: list[Any], threads: int) -> list[Any]:
+        frame = bound.frames.pop() if bound.frames else Frame(self, bound)
+        tensors, pointers = frame.tensors, frame.pointers
+        for number, slot in self._inputs:
+            tensor = args[number]
+            tensors[slot] = tensor
+            pointers[slot] = tensor.data_ptr()
+        args.clear()
+        for slot, shape, strides, dtype in bound.outputs:
+            tensor = torch.empty_strided(shape, strides, dtype=dtype)
+            tensors[slot] = tensor
+            pointers[slot] = tensor.data_ptr()
+        block, workspace = None, 0
+        if bound.arena_bytes:
+            block = POOL.acquire(bound.arena_bytes)
+            workspace = frame.bind_arena(block, bound)
+        failure: list[BaseException] = []
+        externs = bound.externs
+
+        def call_extern(number: int) -> int:
+            try:
+                externs[number](frame)
+            except BaseException as error:
+                failure.append(error)
+                return _FAILED
+            return 0
+
+        callback = _CALLBACK(call_extern) if externs else _NO_CALLBACK
+        try:
+            self._entry(pointers, bound.size_array, workspace, threads, callback)
+            if failure:
+                raise failure[0]
+            return [self._output(value, bound, frame) for value in self.spec.outputs]
+        finally:
+            self._forget(frame)
+            if block is not None:
+                POOL.release(block)
+            bound.frames.append(frame)
+
+    def _forget(self, frame: Frame) -> None:
+        """Drop what the call held, so that nothing outlives it."""
+        for slot in self.spec.slots:
+            if slot.storage in ("input", "output", "extern"):
+                frame.tensors[slot.number] = None
+
+    def _output(self, value: Any, bound: Bound, frame: Frame) -> Any:
+        if isinstance(value, TensorRef):
+            tensor = frame.tensors[value.slot]
+            if value.whole:
+                return tensor
+            sizes = bound.sizes
+            return tensor.as_strided(
+                [size.evaluate(sizes) for size in value.layout.shape],
+                [stride.evaluate(sizes) for stride in value.layout.strides],
+                tensor.storage_offset() + value.offset.evaluate(sizes),
+            )
+        if isinstance(value, SizeRef):
+            return int(value.index.evaluate(bound.sizes))
+        return value
+
+    # -- binding --------------------------------------------------------------------------------
+
+    def _bind(self, key: tuple[int, ...], threads: int) -> Bound:
+        sizes = dict(zip(self._names, key, strict=True))
+
+        def concrete(indices: tuple[Index, ...]) -> tuple[int, ...]:
+            return tuple(int(index.evaluate(sizes)) for index in indices)
+
+        lifetimes: list[Lifetime] = []
+        slots = []
+        outputs = []
+        for slot in self.spec.slots:
+            shape, strides = concrete(slot.layout.shape), concrete(slot.layout.strides)
+            if slot.storage == "output":
+                outputs.append((slot.number, shape, strides, slot.layout.dtype))
+            elif slot.storage == "arena":
+                nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
+                lifetimes.append(Lifetime(nbytes, slot.first, slot.last))
+                slots.append((slot.number, shape, strides, slot.layout.dtype))
+        arena = plan_arena(lifetimes)
+        placed = [
+            (number, offset, shape, strides, dtype)
+            for (number, shape, strides, dtype), offset in zip(slots, arena.offsets, strict=True)
+        ]
+        per_thread = max(
+            (int(size.evaluate(sizes)) for size in self.code.workspace), default=0
+        )
+        workspace = per_thread * threads
+        total = arena.size + workspace
+        array = (ctypes.c_int64 * max(len(key), 1))(*key)
+        externs = [_prepare(step, sizes) for step in self._externs]
+        return Bound(
+            sizes,
+            array,
+            arena,
+            total + 2 * ALIGNMENT if total else 0,
+            workspace,
+            outputs,
+            placed,
+            externs,
+            [],
+        )
+
+    @property
+    def arena_plans(self) -> Mapping[tuple[int, ...], ArenaPlan]:
+        """The arena layouts made so far, by sizes and threads."""
+        return {key: bound.arena for key, bound in self._bound.items()}
+
+    def kernel_calls(self) -> int:
+        """How many kernel calls one run makes."""
+        return sum(isinstance(step, KernelStep) for step in self.spec.steps)
+
+
+_NO_CALLBACK = _CALLBACK(lambda number: _FAILED)
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to behind the last."""
+    if any(size == 0 for size in shape):
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _prepare(step: ExternStep, sizes: Mapping[str, int]) -> Callable[[Frame], None]:
+    """An ATen call as a function of the frame, with all shapes worked out."""
+    arguments = tuple(_template(value, sizes) for value in step.args)
+    keywords = {name: _template(value, sizes) for name, value in step.kwargs.items()}
+    target, out, results, single = step.target, step.out, step.results, step.single
+
+    def values(frame: Frame) -> tuple[list[Any], dict[str, Any]]:
+        tensors = frame.tensors
+        positional = [a(tensors) if callable(a) else a for a in arguments]
+        named = {k: a(tensors) if callable(a) else a for k, a in keywords.items()}
+        return positional, named
+
+    if out is not None:
+
+        def run_out(frame: Frame) -> None:
+            positional, named = values(frame)
+            target(*positional, **named, out=frame.tensors[out])
+
+        return run_out
+
+    def run(frame: Frame) -> None:
+        positional, named = values(frame)
+        made = target(*positional, **named)
+        for slot, tensor in zip(results, [made] if single else made, strict=False):
+            if slot is None or tensor is None:
+                continue
+            layout = layouts[slot]
+            if layout is not None and tensor.stride() != layout[1] and tensor.numel() > 1:
+                tensor = _relayout(tensor, layout)
+            frame.tensors[slot] = tensor
+            frame.pointers[slot] = tensor.data_ptr()
+
+    layouts: dict[int, Any] = {}
+    for slot in results:
+        if slot is not None:
+            layouts[slot] = step_layout(step, slot, sizes)
+    return run
+
+
+def step_layout(step: ExternStep, slot: int, sizes: Mapping[str, int]) -> Any:
+    """Sizes and strides that later steps expect of a result."""
+    layout = step.layouts.get(slot)
+    if layout is None:
+        return None
+    return (
+        tuple(int(index.evaluate(sizes)) for index in layout.shape),
+        tuple(int(index.evaluate(sizes)) for index in layout.strides),
+    )
+
+
+def _relayout(tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
+    shape, strides = layout
+    if any(
+        size > 1 and have != want
+        for size, have, want in zip(shape, tensor.stride(), strides, strict=True)
+    ):
+        moved = torch.empty_strided(shape, strides, dtype=tensor.dtype)
+        return moved.copy_(tensor)
+    return tensor
+
+
+def _template(value: Any, sizes: Mapping[str, int]) -> Any:
+    """A constant, or a function from the tensor table to the argument."""
+    if isinstance(value, TensorRef):
+        return _tensor_template(value, sizes)
+    if isinstance(value, SizeRef):
+        return int(value.index.evaluate(sizes))
+    if isinstance(value, (list, tuple)):
+        items = [_template(item, sizes) for item in value]
+        if any(callable(item) and not isinstance(item, torch.dtype) for item in items):
+            kind = type(value) if type(value) in (list, tuple) else list
+            return lambda tensors: kind(
+                item(tensors) if callable(item) else item for item in items
+            )
+        return items
+    return value
+
+
+def _tensor_template(ref: TensorRef, sizes: Mapping[str, int]) -> Callable[[list[Any]], Any]:
+    slot = ref.slot
+    if ref.whole:
+        return lambda tensors: tensors[slot]
+    shape, strides, offset = _concrete(ref.layout, ref.offset, sizes)
+
+    def view(tensors: list[Any]) -> torch.Tensor:
+        base = tensors[slot]
+        return base.as_strided(shape, strides, base.storage_offset() + offset)
+
+    return view
+
+
+def _concrete(
+    layout: Layout, offset: Index, sizes: Mapping[str, int]
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return (
+        tuple(int(index.evaluate(sizes)) for index in layout.shape),
+        tuple(int(index.evaluate(sizes)) for index in layout.strides),
+        int(offset.evaluate(sizes)),
+    )
+
