@@ -21,49 +21,84 @@ def index_names(instr: Instr) -> frozenset[str]:
 def place(instrs: Iterable[Instr], reduced: frozenset[str]) -> tuple[Stage, ...]:
     """Stages for instructions given in dependency order; `reduced` names the reduced axes.
 
-    Every instruction goes to the earliest stage that its operands allow; stores go last in theirs.
+    Every instruction goes to the earliest stage that its operands allow, except that what only the
+    stages after all points read is computed there. Stores go last in their stage.
     """
+    order = list(instrs)
+    loops = _in_loops(order, reduced)
+    late = _late(order, loops)
     level: dict[int, int] = {}
-    loops: dict[int, bool] = {}
-    late: dict[int, StageKind] = {}
     placed: dict[tuple[StageKind, int], list[Instr]] = {}
     stores: dict[tuple[StageKind, int], list[Instr]] = {}
-    for instr in instrs:
-        reads = operands(instr)
-        at = max((level[read] for read in reads), default=0)
-        loop = bool(index_names(instr) & reduced) or any(loops[read] for read in reads)
-        finish = {late[read] for read in reads if read in late}
-        if isinstance(instr, Reduce):
-            placed.setdefault(("loop", at), []).append(instr)
-            level[instr.id], loops[instr.id] = at + 1, False
-            continue
-        if isinstance(instr, Accumulate):
-            loop = loops[instr.arg]
-            placed.setdefault(("loop" if loop else "row", at), []).append(instr)
-            level[instr.id], loops[instr.id] = 0, loop
-            late[instr.id] = "columns" if loop else "total"
-            continue
+    for number, instr in enumerate(order):
+        at = max((level[read] for read in operands(instr)), default=0)
         kind: StageKind
-        if finish:
-            kind = "columns" if loop or "columns" in finish else "total"
-            at = 0
-        else:
+        if number in late:
+            kind, at = late[number], 0
+        elif isinstance(instr, Accumulate):
+            kind = "loop" if loops[instr.arg] else "row"
+        elif isinstance(instr, Reduce):
+            kind = "loop"
+        elif isinstance(instr, Store):
+            loop = bool(index_names(instr) & reduced) or loops[instr.value]
             kind = "loop" if loop else "row"
+        else:
+            kind = "loop" if loops[instr.id] else "row"
+        (stores if isinstance(instr, Store) else placed).setdefault((kind, at), []).append(instr)
         if isinstance(instr, Store):
-            stores.setdefault((kind, at), []).append(instr)
             continue
-        placed.setdefault((kind, at), []).append(instr)
-        level[instr.id], loops[instr.id] = at, loop
-        if finish:
-            late[instr.id] = kind
+        level[instr.id] = 0 if isinstance(instr, Accumulate) else at + isinstance(instr, Reduce)
     stages: list[Stage] = []
     deepest = max((at for _, at in [*placed, *stores]), default=0)
-    order: list[tuple[StageKind, int]] = []
+    keys: list[tuple[StageKind, int]] = []
     for at in range(deepest + 1):
-        order += [("row", at), ("loop", at)]
-    order += [("total", 0), ("columns", 0)]
-    for key in order:
+        keys += [("row", at), ("loop", at)]
+    keys += [("total", 0), ("columns", 0)]
+    for key in keys:
         body = placed.get(key, []) + stores.get(key, [])
         if body:
             stages.append(Stage(key[0], tuple(body)))
     return tuple(stages)
+
+
+def _in_loops(order: list[Instr], reduced: frozenset[str]) -> dict[int, bool]:
+    loops: dict[int, bool] = {}
+    for instr in order:
+        if isinstance(instr, Store):
+            continue
+        loops[instr.id] = not isinstance(instr, Reduce) and (
+            bool(index_names(instr) & reduced) or any(loops[read] for read in operands(instr))
+        )
+    return loops
+
+
+def _late(order: list[Instr], loops: dict[int, bool]) -> dict[int, StageKind]:
+    """Place in `order` -> the stage after all points, of what belongs there."""
+    by_value: dict[int, StageKind] = {}
+    late: dict[int, StageKind] = {}
+    users: dict[int, list[int]] = {}
+    for number, instr in enumerate(order):
+        reads = operands(instr)
+        for read in reads:
+            users.setdefault(read, []).append(number)
+        if isinstance(instr, Accumulate):
+            by_value[instr.id] = "columns" if loops[instr.arg] else "total"
+            continue
+        finish = {by_value[read] for read in reads if read in by_value}
+        if not finish:
+            continue
+        loop = any(loops[read] for read in reads)
+        kind: StageKind = "columns" if loop or "columns" in finish else "total"
+        late[number] = kind
+        if not isinstance(instr, Store):
+            by_value[instr.id] = kind
+    for number in range(len(order) - 1, -1, -1):
+        instr = order[number]
+        if number in late or isinstance(instr, (Store, Reduce, Accumulate)):
+            continue
+        read_by = users.get(instr.id, [])
+        if not read_by or any(user not in late for user in read_by):
+            continue
+        kinds = {late[user] for user in read_by}
+        late[number] = "columns" if loops[instr.id] or "total" not in kinds else "total"
+    return late
