@@ -12,6 +12,7 @@ from deepcompile.capture import torch_private
 from deepcompile.capture.decompositions import calls_norms_directly, decomposition_table
 from deepcompile.capture.mutated_inputs import keep_values_before_mutation
 from deepcompile.capture.origins import copy_origins_to_backward
+from deepcompile.capture.recompute_hints import prefer_recomputing
 from deepcompile.errors import (
     CompileError,
     DeepCompileError,
@@ -122,6 +123,7 @@ def compile_through_aot(
         copy_origins_to_backward(joint.graph)
         joint = run_joint_passes(joint)
         keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
+        prefer_recomputing(joint.graph)
         return torch_private.split_joint_graph(joint, joint_inputs, **kwargs)
 
     try:
