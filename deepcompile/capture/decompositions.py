@@ -42,10 +42,11 @@ _FROM_TORCH = """
     log_sigmoid_backward log_sigmoid_forward logaddexp logaddexp2 logit logit_backward
     logspace logsumexp.default masked_fill miopen_batch_norm_backward mish
     mish_backward mse_loss mse_loss_backward multi_margin_loss multilabel_margin_loss_forward mv
-    mvlgamma nan_to_num nansum narrow new_full new_ones new_zeros
+    mvlgamma nan_to_num nansum narrow narrow_copy.default new_full new_ones new_zeros
     norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype norm.ScalarOpt_dtype ones ones_like
     pixel_shuffle pixel_unshuffle rad2deg reflection_pad1d reflection_pad1d_backward
     reflection_pad2d reflection_pad2d_backward reflection_pad3d reflection_pad3d_backward
+    permute_copy.default repeat.default unbind_copy.int view_copy.default
     renorm replication_pad1d replication_pad2d replication_pad3d resize_as roll rot90
     rrelu_with_noise_backward rsub select_backward select_scatter sgn sinc slice_backward
     smooth_l1_loss smooth_l1_loss_backward soft_margin_loss soft_margin_loss_backward softshrink

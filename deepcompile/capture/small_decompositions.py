@@ -34,7 +34,48 @@ def native_dropout_backward(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
     return grad * (mask.to(grad.dtype) * scale)
 
 
+def copy(destination: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What `destination` holds after `destination.copy_(source)`."""
+    expanded = source.expand(destination.shape)
+    return expanded.clone() if source.dtype == destination.dtype else expanded.to(destination.dtype)
+
+
+def largest(x: Tensor) -> Tensor:
+    return aten.amax.default(x, [])
+
+
+def smallest(x: Tensor) -> Tensor:
+    return aten.amin.default(x, [])
+
+
+def round_decimals(x: Tensor, *, decimals: int) -> Tensor:
+    scale = 10.0 ** abs(decimals)
+    if decimals == 0:
+        return aten.round.default(x)
+    if decimals > 0:
+        return aten.round.default(x * scale) / scale
+    return aten.round.default(x / scale) * scale
+
+
+def logical_xor(x: Tensor, y: Tensor) -> Tensor:
+    return aten.ne.Tensor(aten.ne.Scalar(x, 0), aten.ne.Scalar(y, 0))
+
+
+def addmv(x: Tensor, matrix: Tensor, vector: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = (matrix * vector).sum(-1)
+    if alpha != 1:
+        product = product * alpha
+    # With beta 0 not even NaN in x counts.
+    return product if beta == 0 else product + (x if beta == 1 else x * beta)
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: pow_scalar,
     aten.native_dropout_backward.default: native_dropout_backward,
+    aten.copy.default: copy,
+    aten.max.default: largest,
+    aten.min.default: smallest,
+    aten.round.decimals: round_decimals,
+    aten.logical_xor.default: logical_xor,
+    aten.addmv.default: addmv,
 }
