@@ -19,7 +19,8 @@ from torch.fx import GraphModule
 
 from .capture.aot import compile_through_aot, interpret
 from .codegen.cpp_program import CppProgram, emit_program
-from .codegen.program import CannotCompile, ExternStep, KernelStep, ProgramSpec, make_program
+from .codegen.program import CannotCompile, ProgramSpec, make_program
+from .codegen.steps import ExternStep, KernelStep
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.graph_text import origin_of, print_graph
 from .ir.kernel_op import KernelOp

@@ -8,7 +8,8 @@ from importlib import resources
 
 from ..ir.index import Index
 from .cpp_kernel import CppKernel, emit_kernel
-from .program import ExternStep, KernelStep, ProgramSpec
+from .program import ProgramSpec
+from .steps import ExternStep, KernelStep, TransposeStep
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
             lines.append(f"  if (int failed = extern_call({extern})) return failed;")
             extern += 1
             continue
+        if isinstance(step, TransposeStep):
+            lines.append(_transpose(step, names))
+            continue
         lines.append(_call(step, names))
     lines += ["  return 0;", "}"]
     source = "\n".join([prelude(), *[kernel.body for kernel in kernels], *lines, ""])
@@ -64,4 +68,17 @@ def _call(step: KernelStep, names: list[str]) -> str:
     return (
         f"  {{ void *b[] = {{{buffers}}}; const i64 z[] = {{{sizes}}}; "
         f"k{step.function}(b, z, workspace, threads); }}"
+    )
+
+
+def _transpose(step: TransposeStep, names: list[str]) -> str:
+    def size(index: Index) -> str:
+        values = {name: Index.of(f"sizes[{number}]") for number, name in enumerate(names)}
+        return str(index.substitute(values, {}))
+
+    arguments = (step.rows, step.columns, step.source_stride, step.target_stride)
+    numbers = ", ".join(map(size, arguments))
+    return (
+        f"  dc_transpose((const float *)slots[{step.source}], (float *)slots[{step.target}], "
+        f"{numbers}, threads);"
     )

@@ -6,88 +6,36 @@ Nothing here runs or allocates; shapes stay symbolic. The runtime binds a progra
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from ..ir.index import Index, ZERO
 from ..ir.kernel_op import KernelOp
+from ..cost.gemm import GemmChoice, default_gemm_choice
+from ..ir.nest_text import print_kernel
 from ..passes.lowering.shapes import CannotLower, size_index
+from .gemm import Product, gemm_steps
+from .steps import (
+    ExternStep,
+    KernelStep,
+    Layout,
+    SizeRef,
+    Slot,
+    Step,
+    Storage,
+    TensorRef,
+    touched,
+)
 
 aten = torch.ops.aten
-Storage = Literal["input", "arena", "output", "extern", "constant"]
 
 
 class CannotCompile(Exception):
     """The graph has something that programs cannot hold; it runs in eager, with this reason."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Sizes and strides in elements and the torch dtype of a tensor."""
-
-    shape: tuple[Index, ...]
-    strides: tuple[Index, ...]
-    dtype: torch.dtype
-
-
-@dataclass
-class Slot:
-    """A storage: where it lives, and from which to which step (inclusive) it is needed."""
-
-    number: int
-    layout: Layout
-    storage: Storage
-    first: int = -1
-    last: int = -1
-    constant: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class TensorRef:
-    """A tensor over a slot; `offset` in elements from the slot's own first element."""
-
-    slot: int
-    layout: Layout
-    offset: Index
-    whole: bool
-
-
-@dataclass(frozen=True)
-class SizeRef:
-    """An integer known when the sizes are."""
-
-    index: Index
-
-
-@dataclass(frozen=True)
-class KernelStep:
-    """A call of a generated kernel: slots of its buffers, positions of its sizes."""
-
-    op: KernelOp
-    function: int
-    slots: tuple[int, ...]
-    sizes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ExternStep:
-    """A call of ATen. `out` slots are given as `out=`; else `results` are slots of what it returns."""
-
-    name: str
-    target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    out: int | None
-    results: tuple[int | None, ...]
-    single: bool
-    layouts: Mapping[int, Layout]
-
-
-Step = KernelStep | ExternStep
 
 
 @dataclass
@@ -110,18 +58,19 @@ _OUT_VARIANTS: dict[Any, Any] = {
 }
 
 
-def make_program(graph: GraphModule) -> ProgramSpec:
-    """The program of a fused graph.
+def make_program(graph: GraphModule, gemm: GemmChoice | None = None) -> ProgramSpec:
+    """The program of a fused graph; `gemm` says which library multiplies matrices.
 
     Raises:
         CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
     """
-    return _Maker(graph).make()
+    return _Maker(graph, gemm or default_gemm_choice()).make()
 
 
 class _Maker:
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, graph: GraphModule, gemm: GemmChoice) -> None:
         self.graph = graph
+        self.gemm = gemm
         self.spec = ProgramSpec([], [], [], [], [])
         self.values: dict[Node, Any] = {}
         self.functions: dict[str, int] = {}
@@ -289,9 +238,6 @@ class _Maker:
             if not value.whole:
                 value = self._pointer(value)
             slots.append(value.slot)
-        from ..ir.nest_text import print_kernel
-        from dataclasses import replace
-
         text = print_kernel(replace(op.nest, name="_"))
         function = self.functions.get(text)
         if function is None:
@@ -303,7 +249,32 @@ class _Maker:
     def _pointer(self, value: TensorRef) -> TensorRef:
         raise CannotCompile("a kernel on a view that was not seen through")
 
+    def _product(self, node: Node) -> bool:
+        """Emit a float32 matrix product for the library chosen; False to leave it to ATen."""
+        if node.target is aten.mm.default:
+            bias, operands = None, node.args
+        elif node.target is aten.addmm.default and not node.kwargs:
+            bias, operands = self.values[node.args[0]], node.args[1:]
+            layout = bias.layout
+            if len(layout.shape) != 1 or layout.strides[0] != Index.of(1):
+                return False
+        else:
+            return False
+        left, right = (self.values[operand] for operand in operands)
+        value = node.meta["val"]
+        depth = operands[0].meta["val"].shape[1]
+        product = Product(left, right, bias, *map(_hint, (value.shape[0], depth, value.shape[1])))
+        found = gemm_steps(node.name, product, self._layout(value), self.gemm, self._slot)
+        if found is None:
+            return False
+        steps, slot = found
+        self.spec.steps += steps
+        self.values[node] = TensorRef(slot, self.spec.slots[slot].layout, ZERO, True)
+        return True
+
     def _extern(self, node: Node) -> None:
+        if self._product(node):
+            return
         target = node.target
         schema = getattr(target, "_schema", None)
         if schema is not None and schema.is_mutable and target is not aten.copy_.default:
@@ -352,29 +323,18 @@ class _Maker:
 
     def _lifetimes(self) -> None:
         for number, step in enumerate(self.spec.steps):
-            for slot in sorted(_touched(step)):
+            for slot in sorted(touched(step)):
                 entry = self.spec.slots[slot]
                 entry.first = number if entry.first < 0 else entry.first
                 entry.last = number
 
 
-def _touched(step: Step) -> set[int]:
-    if isinstance(step, KernelStep):
-        return set(step.slots)
-    found = {slot for slot in step.results if slot is not None}
-    found |= {ref.slot for ref in tensor_refs((step.args, dict(step.kwargs)))}
-    return found
-
-
-def tensor_refs(value: Any) -> list[TensorRef]:
-    """All tensor references in nested arguments."""
-    if isinstance(value, TensorRef):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [ref for item in value for ref in tensor_refs(item)]
-    if isinstance(value, dict):
-        return [ref for item in value.values() for ref in tensor_refs(item)]
-    return []
+def _hint(size: int | torch.SymInt) -> int:
+    """A size by example: what it was when the graph was traced."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return 64 if hint is None else int(hint)
 
 
 def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:

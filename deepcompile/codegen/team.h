@@ -27,3 +27,37 @@ static inline void dc_parallel(dc_body body, void *call, i64 &threads) {
   dc_fork_team(dc_team_member, &team, (unsigned)threads, 0);
   threads = team.size;
 }
+
+// Transposition in blocks that fit the first cache, each thread a band of the target's rows.
+struct dc_turn { const float *from; float *to; i64 rows, columns, from_stride, to_stride; };
+static void dc_turn_band(void *call, i64 tid, i64 threads) {
+  const dc_turn &t = *(dc_turn *)call;
+  const i64 blocks = (t.columns + 15) / 16;
+  for (i64 b = blocks * tid / threads, end = blocks * (tid + 1) / threads; b < end; ++b) {
+    const i64 c0 = b * 16, width = t.columns - c0 < 16 ? t.columns - c0 : 16;
+    for (i64 r0 = 0; r0 < t.rows; r0 += 16) {
+      const i64 height = t.rows - r0 < 16 ? t.rows - r0 : 16;
+      const float *from = t.from + r0 * t.from_stride + c0;
+      float *to = t.to + c0 * t.to_stride + r0;
+      if (width == 16 && height == 16) {
+        float tile[16][16];
+        for (int r = 0; r < 16; ++r) __builtin_memcpy(tile[r], from + r * t.from_stride, 64);
+        for (int c = 0; c < 16; ++c) {
+          float line[16];
+          for (int r = 0; r < 16; ++r) line[r] = tile[r][c];
+          __builtin_memcpy(to + c * t.to_stride, line, 64);
+        }
+      } else {
+        for (i64 c = 0; c < width; ++c)
+          for (i64 r = 0; r < height; ++r) to[c * t.to_stride + r] = from[r * t.from_stride + c];
+      }
+    }
+  }
+}
+static inline void dc_transpose(const float *from, float *to, i64 rows, i64 columns, i64 from_stride,
+                                i64 to_stride, i64 threads) {
+  dc_turn call = {from, to, rows, columns, from_stride, to_stride};
+  i64 team = rows * columns / 32768 + 1;
+  team = team < threads ? team : threads;
+  dc_parallel(dc_turn_band, &call, team);
+}

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..codegen.cpp_program import CppProgram
-from ..codegen.program import ExternStep, KernelStep, Layout, ProgramSpec, SizeRef, TensorRef
+from ..codegen.program import ProgramSpec
+from ..codegen.steps import ExternStep, KernelStep, Layout, SizeRef, TensorRef
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library

@@ -377,12 +377,19 @@ def _buffer_count(plan: Plan, group: Group) -> int:
 
 
 def _needed_outside(plan: Plan, group: Group, node: Node) -> bool:
+    """Whether memory must have the node: something outside of the group reads it."""
     if is_mutation(node):
         return True
-    return any(
-        plan.group_of.get(user) is not group and user not in plan.inlined
-        for user in _consumers(plan, node)
-    )
+    for user in _consumers(plan, node):
+        if plan.group_of.get(user) is group:
+            continue
+        if _never_stored(plan, user):
+            # It is computed in each of its readers: those read the node in its place.
+            if _needed_outside(plan, group, user):
+                return True
+            continue
+        return True
+    return False
 
 
 def _check_shifted(plan: Plan, group: Group) -> None:

@@ -1,0 +1,112 @@
+"""The vocabulary of programs: slots, references to them, and the steps that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..ir.index import Index
+from ..ir.kernel_op import KernelOp
+
+Storage = Literal["input", "arena", "output", "extern", "constant"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and strides in elements and the torch dtype of a tensor."""
+
+    shape: tuple[Index, ...]
+    strides: tuple[Index, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class Slot:
+    """A storage: where it lives, and from which to which step (inclusive) it is needed."""
+
+    number: int
+    layout: Layout
+    storage: Storage
+    first: int = -1
+    last: int = -1
+    constant: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor over a slot; `offset` in elements from the slot's own first element."""
+
+    slot: int
+    layout: Layout
+    offset: Index
+    whole: bool
+
+
+@dataclass(frozen=True)
+class SizeRef:
+    """An integer known when the sizes are."""
+
+    index: Index
+
+
+@dataclass(frozen=True)
+class KernelStep:
+    """A call of a generated kernel: slots of its buffers, positions of its sizes."""
+
+    op: KernelOp
+    function: int
+    slots: tuple[int, ...]
+    sizes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExternStep:
+    """A call of ATen. `out` slots are given as `out=`; else `results` are slots of what it returns."""
+
+    name: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: int | None
+    results: tuple[int | None, ...]
+    single: bool
+    layouts: Mapping[int, Layout]
+
+
+@dataclass(frozen=True)
+class TransposeStep:
+    """Write the transpose of a `rows x columns` matrix (leading strides in elements) to a slot."""
+
+    source: int
+    target: int
+    rows: Index
+    columns: Index
+    source_stride: Index
+    target_stride: Index
+
+
+Step = KernelStep | ExternStep | TransposeStep
+
+
+def tensor_refs(value: Any) -> list[TensorRef]:
+    """All tensor references in nested arguments."""
+    if isinstance(value, TensorRef):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in tensor_refs(item)]
+    if isinstance(value, dict):
+        return [ref for item in value.values() for ref in tensor_refs(item)]
+    return []
+
+
+def touched(step: Step) -> set[int]:
+    """The slots that a step reads or writes."""
+    if isinstance(step, KernelStep):
+        return set(step.slots)
+    if isinstance(step, TransposeStep):
+        return {step.source, step.target}
+    found = {slot for slot in step.results if slot is not None}
+    return found | {ref.slot for ref in tensor_refs((step.args, dict(step.kwargs)))}

@@ -1,0 +1,42 @@
+"""Which library multiplies matrices: MKL through ATen, or oneDNN.
+
+In float32 ATen always asks MKL. On processors of AMD, MKL takes a path that oneDNN beats by 1.4 to 3
+times on the shapes of transformer training (`python -m benchmarks.gemm_choice` measures it); on those
+of Intel they are about equal, and ATen's own choice stands. `options={"tune": "measure"}` asks the
+machine instead of this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class GemmChoice:
+    """Use oneDNN for float32 products of at least `smallest` multiplications."""
+
+    onednn: bool
+    smallest: int = 1 << 18
+
+    def prefers_onednn(self, rows: int, columns: int, depth: int) -> bool:
+        """Whether a `rows x depth` by `depth x columns` product should go to oneDNN."""
+        return self.onednn and rows >= 8 and rows * columns * depth >= self.smallest
+
+
+@lru_cache(maxsize=1)
+def processor_vendor() -> str:
+    """The vendor that the first processor names, or "" when the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf8") as info:
+            for line in info:
+                if line.startswith("vendor_id"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def default_gemm_choice() -> GemmChoice:
+    """The choice for this machine from the table in the module's docstring."""
+    return GemmChoice(onednn=processor_vendor() == "AuthenticAMD")
