@@ -104,6 +104,8 @@ class _Emitter:
         self.vector_in_rows = self.vector in schedule.rows
         self.reduced = frozenset(axis.name for axis in kernel.reduced)
         self.tail: str | None = None
+        self.unroll = 1
+        self.part = 0
         self.scope = _Scope()
         self.kept_done: set[int] = set()
         self.accumulators = [
@@ -437,6 +439,18 @@ class _Emitter:
         assert vector is not None
         with self.block(""):
             self.line(f"i64 {vector} = {low};")
+            if self.unroll > 1:
+                step = LANES * self.unroll
+                with self.block(f"for (; {vector} + {step} <= {high}; {vector} += {step})"):
+                    self.line(f"const i64 base_{vector} = {vector};")
+                    for part in range(self.unroll):
+                        outer = self._enter()
+                        self.part = part
+                        with self.block(""):
+                            self.line(f"const i64 {vector} = base_{vector} + {LANES * part};")
+                            body()
+                        self._leave(outer)
+                    self.part = 0
             outer = self._enter()
             with self.block(f"for (; {vector} + {LANES} <= {high}; {vector} += {LANES})"):
                 body()
@@ -518,11 +532,42 @@ class _Emitter:
             for effect in effects:
                 self._effect(effect, position)
 
+        self.unroll = self._unrolling(inner, reduces)
+        for reduce in reduces:
+            if self.unroll > 1 and _leader(reduce, reduces) is reduce:
+                self._declare_parts(reduce)
         self._row_loops(body, inner)
+        for reduce in reduces:
+            if self.unroll > 1 and _leader(reduce, reduces) is reduce:
+                self._join_parts(reduce)
+        self.unroll = 1
         self.kept_done |= {value.id for value in keeps}
         done: set[tuple[str, int]] = set()
         for reduce in reduces:
             self._close_reduce(reduce, reduces, done)
+
+    def _unrolling(self, inner: list[Valued], reduces: list[Reduce]) -> int:
+        """How many independent running states hide the latency of a short reduction."""
+        if not self.vector_in_rows or not reduces or len(inner) > 24:
+            return 1
+        if any(reduce.kind in ("argmax", "argmin") for reduce in reduces):
+            return 1
+        assert self.vector is not None
+        extent = self.kernel.extents[self.vector].constant()
+        if extent is not None and extent < 4 * LANES:
+            return 1
+        return 4 if len(inner) <= 6 else 2
+
+    def _declare_parts(self, reduce: Reduce) -> None:
+        dtype = self.definition[reduce.arg].dtype
+        identity = self._splat_literal(MONOIDS[reduce.kind].identity[dtype][0], dtype)
+        for part in range(1, self.unroll):
+            self.line(f"{C_VECTOR[dtype]} red{reduce.id}_{part} = {identity};")
+
+    def _join_parts(self, reduce: Reduce) -> None:
+        combine = MONOIDS[reduce.kind].combine
+        for part in range(1, self.unroll):
+            self.line(f"red{reduce.id} = {combine}(red{reduce.id}, red{reduce.id}_{part});")
 
     def _needed(self, effects: list[Instr], keeps: list[Valued]) -> list[Valued]:
         """Loop values that this stage computes, in order: its own and those of earlier loops."""
@@ -661,7 +706,8 @@ class _Emitter:
                 index = f"dc_splat_i64({self._c(logical)})"
             self.line(f"{monoid.combine}(best{reduce.id}, at{reduce.id}, {value}, {index});")
             return
-        self.line(f"red{reduce.id} = {monoid.combine}(red{reduce.id}, {value});")
+        state = f"red{reduce.id}" + (f"_{self.part}" if self.part else "")
+        self.line(f"{state} = {monoid.combine}({state}, {value});")
 
     def _logical_position(self) -> Index:
         """The linear position over the reduced axes in the order of the kernel."""
@@ -862,12 +908,31 @@ class _Emitter:
                 if chosen in self.scope.known:
                     self.scope.known[instr.id] = self.scope.known[chosen]
                 return
+        if instr.op in ("eq", "ne") and self._compare_position(instr):
+            return
         vector = any(argument in self.scope.vectors for argument in instr.args)
         read = self._as_vector if vector else self._value
         arguments = [read(argument) for argument in instr.args]
         if instr.op in ("uniform", "normal", "philox_u32"):
             arguments[0] = self._value(instr.args[0])
         self._define(instr, f"dc_{instr.op}({', '.join(arguments)})", vector)
+
+    def _compare_position(self, instr: Apply) -> bool:
+        """Compare the position along the vector axis with one number: in 32-bit lanes."""
+        for here, there in (instr.args, instr.args[::-1]):
+            position = self.definition[here]
+            if not isinstance(position, IndexValue) or there in self.scope.vectors:
+                continue
+            if self.vector is None or position.index.coefficient(self.vector) != ONE:
+                continue
+            if any(value in self.scope.vectors for value in index_values(position.index)):
+                continue
+            base = self._c(position.index)
+            lane = f"dc_near({self._value(there)} - {base})"
+            test = f"dc_{instr.op}(dc_iota_i32(0, 1), dc_splat_i32({lane}))"
+            self._define(instr, test, True)
+            return True
+        return False
 
     def _fold_logic(self, instr: Apply) -> bool:
         absorbing = instr.op == "logical_or"

@@ -73,6 +73,69 @@ def dependence(kernel: Kernel) -> dict[int, frozenset[str]]:
 
 
 def expand(kernel: Kernel) -> Kernel:
+    """The kernel with its reductions in the form that suits a CPU."""
+    return settle_one_hot_sums(expand_monoids(kernel))
+
+
+def settle_one_hot_sums(kernel: Kernel) -> Kernel:
+    """Replace the sum over a row of `where(position == t, a, 0)` by `where(0 <= t < length, a, 0)`.
+
+    The gradient of cross-entropy sums such a row; this saves its pass.
+    """
+    if len(kernel.reduced) != 1:
+        return kernel
+    axis = kernel.reduced[0]
+    definition = {i.id: i for i in kernel.instructions() if not isinstance(i, Store)}
+    varies = dependence(kernel)
+    count = 1 + max(definition, default=0)
+    instrs: list[Instr] = []
+    changed = False
+    for instr in kernel.instructions():
+        found = _one_hot(instr, definition, varies, axis)
+        if found is None:
+            instrs.append(instr)
+            continue
+        where, target = found
+        assert isinstance(instr, Reduce)
+        inside = InRange(count, "b1", Index.of(f"v{target}"), Index.of(0), axis.extent)
+        arguments = (count, *where.args[1:])
+        instrs += [inside, Apply(instr.id, instr.dtype, "where", arguments)]
+        count += 1
+        changed = True
+    if not changed:
+        return kernel
+    return replace(kernel, stages=place(instrs, frozenset({axis.name})))
+
+
+def _one_hot(
+    instr: Instr,
+    definition: dict[int, Valued],
+    varies: dict[int, frozenset[str]],
+    axis: Axis,
+) -> tuple[Apply, int] | None:
+    if not (isinstance(instr, Reduce) and instr.kind == "sum"):
+        return None
+    where = definition[instr.arg]
+    if not (isinstance(where, Apply) and where.op == "where"):
+        return None
+    test, value, other = (definition[argument] for argument in where.args)
+    if not (isinstance(other, Const) and other.value == 0) or axis.name in varies[value.id]:
+        return None
+    if not (isinstance(test, Apply) and test.op == "eq"):
+        return None
+    for here, there in (test.args, test.args[::-1]):
+        position = definition[here]
+        if (
+            isinstance(position, IndexValue)
+            and position.index == Index.of(axis.name)
+            and axis.name not in varies[there]
+            and definition[there].dtype == "i64"
+        ):
+            return where, there
+    return None
+
+
+def expand_monoids(kernel: Kernel) -> Kernel:
     """Replace one-pass monoids by passes over the row, which stays in cache: more exact, and vectorises.
 
     `welford` becomes a sum and a sum of squared differences; `lse` a maximum and a sum of

@@ -61,3 +61,6 @@ static inline void dc_transpose(const float *from, float *to, i64 rows, i64 colu
   team = team < threads ? team : threads;
   dc_parallel(dc_turn_band, &call, team);
 }
+
+// A distance as the number of a lane: what is no lane of this vector stays none.
+static inline i32 dc_near(i64 distance) { return distance < 0 || distance > 15 ? -1 : (i32)distance; }

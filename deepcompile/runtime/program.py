@@ -15,6 +15,7 @@ from ..codegen.steps import ExternStep, KernelStep, Layout, SizeRef, TensorRef
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library
+from .recycle import OUTPUTS
 from .threads import openmp_entry_points
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
@@ -30,7 +31,7 @@ class Bound:
     arena: ArenaPlan
     arena_bytes: int
     workspace: int
-    outputs: list[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+    outputs: list[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype, int]]
     arena_slots: list[tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
     externs: list[Callable[[Frame], None]]
     frames: list[Frame]
@@ -123,8 +124,8 @@ class Program:
             tensors[slot] = tensor
             pointers[slot] = tensor.data_ptr()
         args.clear()
-        for slot, shape, strides, dtype in bound.outputs:
-            tensor = torch.empty_strided(shape, strides, dtype=dtype)
+        for slot, shape, strides, dtype, nbytes in bound.outputs:
+            tensor = OUTPUTS.empty(shape, strides, dtype, nbytes)
             tensors[slot] = tensor
             pointers[slot] = tensor.data_ptr()
         block, workspace = None, 0
@@ -188,10 +189,10 @@ class Program:
         outputs = []
         for slot in self.spec.slots:
             shape, strides = concrete(slot.layout.shape), concrete(slot.layout.strides)
+            nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
             if slot.storage == "output":
-                outputs.append((slot.number, shape, strides, slot.layout.dtype))
+                outputs.append((slot.number, shape, strides, slot.layout.dtype, nbytes))
             elif slot.storage == "arena":
-                nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
                 lifetimes.append(Lifetime(nbytes, slot.first, slot.last))
                 slots.append((slot.number, shape, strides, slot.layout.dtype))
         arena = plan_arena(lifetimes)
