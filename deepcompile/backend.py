@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -206,6 +207,7 @@ class _Compiler:
         library = build(compiled.code.source, self.options, self.note)
         compiled.seconds["build"] = time.perf_counter() - start
         compiled.cached = library.cached
+        self.note("cache", graph=compiled.name, hit=library.cached)
         self.note(
             "compiled",
             graph=compiled.name,
@@ -232,8 +234,9 @@ class _Compiler:
     def _record_kernels(self, compiled: CompiledGraph) -> None:
         if compiled.spec is None or compiled.code is None:
             return
-        for name, origin in compiled.externs:
-            self.note("extern", graph=compiled.name, op=name, origin=origin)
+        for op, count in Counter(op for op, _ in compiled.externs).items():
+            origins = dict.fromkeys(o for name, o in compiled.externs if name == op and o)
+            self.note("extern", graph=compiled.name, op=op, count=count, origins=list(origins))
         if self.run_dir is None:
             return
         steps = [step for step in compiled.spec.steps if isinstance(step, KernelStep)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
@@ -84,7 +84,16 @@ def _hint(value: Any, node: Node) -> Any:
 
 
 def compare_graphs(before: GraphModule, after: GraphModule, seed: int = 0) -> Agreement | Mismatch:
-    """Run both graphs on the same inputs. Raises `NotRunnable` when `before` cannot be run."""
+    """Run both graphs on the same inputs. Raises `NotRunnable` when `before` cannot be run.
+
+    May be called while a graph is traced: the fake, functional and proxy modes of the tracer are
+    set aside for real tensors.
+    """
+    with _disable_current_modes(), torch.no_grad():
+        return _compare_graphs(before, after, seed)
+
+
+def _compare_graphs(before: GraphModule, after: GraphModule, seed: int) -> Agreement | Mismatch:
     inputs = make_inputs(before, seed)
     values = _random_ops(before) == _random_ops(after)
     if _placeholders(before) != _placeholders(after):
@@ -103,11 +112,18 @@ def compare_graphs(before: GraphModule, after: GraphModule, seed: int = 0) -> Ag
         return Mismatch(
             f"the graph after it does not run: {type(error).__name__}: {error}", None, None
         )
-    detail, error_size = _compare(expected, actual, values)
+    detail, position, error_size = _compare(expected, actual, values)
     if detail is None:
         return Agreement(error_size or 0.0, values)
     node = _first_difference(before, after, inputs, seed) if values else None
-    return Mismatch(detail, node, error_size)
+    return Mismatch(detail, node or _output_name(after, position), error_size)
+
+
+def _output_name(graph: GraphModule, position: int | None) -> str | None:
+    """The node behind one output; where a rewrite kept no name inside, this still says where."""
+    outputs = pytree.tree_leaves(graph.graph.output_node().args[0])
+    node = outputs[position] if position is not None and position < len(outputs) else None
+    return node.name if isinstance(node, Node) else None
 
 
 def _placeholders(graph: GraphModule) -> list[str]:
@@ -125,7 +141,7 @@ def _random_ops(graph: GraphModule) -> list[str]:
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    with _disable_current_modes(), torch.no_grad(), torch.random.fork_rng():
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
@@ -171,27 +187,33 @@ def _first_difference(
             _Recorder(graph, values).run(*_fresh(inputs), enable_io_processing=False)
     expected, actual = recorded
     for name, value in actual.items():
-        if name in expected and _compare(expected[name], value, True)[0] is not None:
+        if name in expected and _compare(expected[name], value, True).detail is not None:
             return name
     return None
 
 
-def _compare(
-    expected: list[Any], actual: list[Any], values: bool
-) -> tuple[str | None, float | None]:
-    """What differs (None if nothing) and the largest absolute error."""
+class _Difference(NamedTuple):
+    """What differs (None if nothing), at which output, and the largest absolute error."""
+
+    detail: str | None
+    position: int | None
+    error: float | None
+
+
+def _compare(expected: list[Any], actual: list[Any], values: bool) -> _Difference:
     if len(expected) != len(actual):
-        return f"{len(expected)} outputs became {len(actual)}", None
-    worst: tuple[str | None, float] = (None, 0.0)
+        return _Difference(f"{len(expected)} outputs became {len(actual)}", None, None)
+    worst: _Difference | None = None
     largest = 0.0
     for position, (a, b) in enumerate(zip(expected, actual, strict=True)):
         detail, error = _compare_one(a, b, values)
         if detail is not None and error is None:
-            return f"output {position}: {detail}", None
-        largest = max(largest, error or 0.0)
-        if detail is not None and (worst[0] is None or (error or 0.0) > worst[1]):
-            worst = (f"output {position}: {detail}", error or 0.0)
-    return worst[0], worst[1] if worst[0] is not None else largest
+            return _Difference(f"output {position}: {detail}", position, None)
+        size = error or 0.0
+        largest = max(largest, size)
+        if detail is not None and (worst is None or size > (worst.error or 0.0)):
+            worst = _Difference(f"output {position}: {detail}", position, size)
+    return worst or _Difference(None, None, largest)
 
 
 def _compare_one(a: Any, b: Any, values: bool) -> tuple[str | None, float | None]:

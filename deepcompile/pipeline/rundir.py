@@ -2,7 +2,7 @@
 
     ROOT/latest                       name of the newest run, as text
     ROOT/<utc>-<name>-<pid>/
-        run.json                      schema, versions, argv, options, pipeline, status
+        run.json                      schema, versions, argv, options, pipeline, status, counts
         index.md                      everything below, in the order it happened
         events.jsonl                  fallbacks, rejected fusions, failures; a forked child
                                       writes events.<pid>.r<rank>.jsonl
@@ -16,6 +16,7 @@ compile: on the first error of the file system one warning is given and the run 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 SCHEMA = 1
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_COUNTED = ("graphs", "kernels", "fallbacks", "events")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -72,6 +75,7 @@ class RunDir:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._graphs: set[str] = set()
+        self._counts: Counter[str] = Counter()
 
     @classmethod
     def create(
@@ -164,6 +168,7 @@ class RunDir:
         _create(folder / f"{stem}.json", _dumps(record, indent=1) + "\n")
         if graph not in self._graphs:
             self._graphs.add(graph)
+            self._counts["graphs"] += 1
             self._append(self.path / "index.md", f"\n## graph {graph}\n\n")
         where = f"graphs/{_safe(graph)}/{stem}.ir" if text is not None else None
         self._append(self.path / "index.md", _state_line(index, pass_name, where, meta or {}))
@@ -189,6 +194,7 @@ class RunDir:
             _create(kernels / kept / _safe(file), text)
         record = {"schema": SCHEMA, "name": name} | dict(meta)
         _create(kernels / kept / "meta.json", _dumps(record, indent=1) + "\n")
+        self._counts["kernels"] += 1
         origins = ", ".join(map(str, meta.get("origins", ()))) or "?"
         ops = ", ".join(map(str, meta.get("ops", ())))
         self._append(
@@ -204,6 +210,9 @@ class RunDir:
         name = "events.jsonl" if own else f"events.{pid}.r{self._rank}.jsonl"
         record = {"time": time.time(), "pid": pid, "rank": self._rank, "kind": kind} | fields
         self._append(self.path / name, _dumps(record) + "\n")
+        if own:
+            self._counts["events"] += 1
+            self._counts["fallbacks"] += kind == "fallback"
         if kind in ("fallback", "pass-failed", "graph-break"):
             detail = fields.get("reason") or fields.get("error") or ""
             where = fields.get("origin") or fields.get("graph") or ""
@@ -212,11 +221,12 @@ class RunDir:
 
     @_recording(None)
     def finish(self, status: str = "ok", /, **fields: Any) -> None:
-        """Write how the run ended into `run.json`; may be called again with more."""
+        """Write how the run ended, and counts, into `run.json`; may be called again with more."""
         if os.getpid() != self._pid:
             return
         ended = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._info |= {"status": status, "ended": ended, **fields}
+        counts = {name: self._counts[name] for name in _COUNTED}
+        self._info |= {"status": status, "ended": ended, "counts": counts, **fields}
         self._write_json(self.path / "run.json", self._info)
 
     def _give_up(self, error: Exception) -> None:
@@ -249,12 +259,22 @@ def _open_run(root: str, pid: int) -> list[RunDir]:
 def process_run(root: str | os.PathLike[str], **fields: Any) -> RunDir:
     """The run of this process under `root`; the first call creates it with `fields`.
 
-    All graphs that one process compiles into one root share a run.
+    All graphs that one process compiles into one root share a run, which ends with the process.
     """
     holder = _open_run(os.path.abspath(root), os.getpid())
     if not holder:
         holder.append(RunDir.create(root, **fields))
+        atexit.register(_finish_at_exit, holder[0])
     return holder[0]
+
+
+def _finish_at_exit(run: RunDir) -> None:
+    # Python keeps the exception that ended the process here, before it runs exit handlers.
+    error = getattr(sys, "last_value", None)
+    if error is None:
+        run.finish("ok")
+    else:
+        run.finish("failed", error=f"{type(error).__name__}: {error}")
 
 
 def _state_line(index: int, name: str, where: str | None, meta: Mapping[str, Any]) -> str:
