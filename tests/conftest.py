@@ -1,10 +1,38 @@
-"""Nothing a user set may leak into the tests."""
+"""Nothing a user set may leak into the tests; golden texts, rewritten by `--bless`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+GOLDEN_MARK = "---- becomes\n"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bless", action="store_true", help="rewrite golden texts; review them as a diff"
+    )
+
+
+@pytest.fixture
+def check_golden(pytestconfig: pytest.Config) -> Callable[[Path, Callable[[str], str]], None]:
+    """`check_golden(file, transform)`: the second half of the file is `transform(first half)`.
+
+    The halves are parted by a line `---- becomes`; with `--bless` the second one is rewritten.
+    """
+
+    def check(file: Path, transform: Callable[[str], str]) -> None:
+        given, _, expected = file.read_text().partition(GOLDEN_MARK)
+        result = transform(given)
+        if pytestconfig.getoption("bless"):
+            file.write_text(given + GOLDEN_MARK + result)
+            return
+        assert result == expected, f"{file.name} is out of date; if it should be, run with --bless"
+
+    return check
 
 
 @pytest.fixture(autouse=True)

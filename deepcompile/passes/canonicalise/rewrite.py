@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_arg
 
 from deepcompile.passes.canonicalise.casts import CASTS, is_detour, only_converts
@@ -330,7 +331,8 @@ def _copy(module: GraphModule, walk: _Walk) -> GraphModule:
             "call_function", call.target, args, kwargs, name=node.name, type_expr=node.type
         )
         made.meta = copy.copy(node.meta)
-    graph._codegen = copy.deepcopy(old._codegen)
-    result = GraphModule(module, graph, module.__class__.__name__)
+    graph._codegen = copy.copy(old._codegen)
+    # Passes read nodes only; Python source is written when somebody calls or prints the graph.
+    result = _LazyGraphModule(module, graph, module.__class__.__name__)
     result.meta = dict(module.meta)
     return result
