@@ -252,27 +252,23 @@ def _in_loop(kernel: Kernel, accumulate: Accumulate) -> bool:
 
 
 def _score(kernel: Kernel, axis: Axis) -> tuple[float, int]:
+    """How well memory is walked with this axis as the vector axis; what runs in loops counts more."""
     total = 0.0
-    for instr in kernel.instructions():
-        if not isinstance(instr, (Load, Store)):
-            continue
-        if any(True for _ in index_values(instr.index)):
-            # The place inside a gathered row still counts, as its other axes do.
-            pass
-        names = instr.index.names()
-        if axis.name not in names:
-            continue
-        stride = instr.index.coefficient(axis.name)
-        if stride == ONE:
-            total += 2
-        elif stride is None or stride != Index.of(-1):
-            total -= 2
+    for stage in kernel.stages:
+        weight = 8.0 if stage.kind in ("loop", "columns") else 1.0
+        for instr in stage.body:
+            if not isinstance(instr, (Load, Store)) or axis.name not in instr.index.names():
+                continue
+            stride = instr.index.coefficient(axis.name)
+            if stride == ONE:
+                total += 2 * weight
+            elif stride != Index.of(-1):
+                total -= 2 * weight
     extent = axis.extent.constant()
     if extent is not None and extent < LANES:
-        total -= 4 if extent < LANES // 2 else 2
+        total -= 16 if extent < LANES // 2 else 8
     order = [a.name for a in kernel.axes].index(axis.name)
-    preference = 1 if axis.kind == "reduced" else 0
-    return total + 0.5 * preference, order
+    return total + (0.5 if axis.kind == "reduced" else 0.0), order
 
 
 def _work(instr: Instr) -> float:
