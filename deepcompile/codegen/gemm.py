@@ -95,9 +95,7 @@ def _matrix(ref: TensorRef) -> bool:
     return by_rows(layout) or by_columns(layout)
 
 
-def _turn(
-    ref: TensorRef, steps: list[Step], new_slot: Callable[[Layout, Any], Slot]
-) -> TensorRef:
+def _turn(ref: TensorRef, steps: list[Step], new_slot: Callable[[Layout, Any], Slot]) -> TensorRef:
     """A row-major copy of a column-major matrix."""
     rows, columns = ref.layout.shape
     layout = Layout((rows, columns), (columns, ONE), ref.layout.dtype)
@@ -118,7 +116,7 @@ def _linear(
     new_slot: Callable[[Layout, Any], Slot],
 ) -> tuple[list[Step], int]:
     slot = new_slot(result, "extern")
-    arguments = (left, transposed(right), bias, "none", [], "")
+    arguments: tuple[Any, ...] = (left, transposed(right), bias, "none", [], "")
     step = ExternStep(
         name, _LINEAR.default, arguments, {}, None, (slot.number,), True, {slot.number: result}
     )
@@ -144,4 +142,3 @@ def _swapped(
     steps += rest
     steps.append(TransposeStep(made, slot.number, columns, rows, rows, columns))
     return steps, slot.number
-

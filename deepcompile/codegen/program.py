@@ -1,6 +1,7 @@
 """A fused graph as a program: storage slots and an ordered list of kernel calls and ATen calls.
 
-Nothing here runs or allocates; shapes stay symbolic. The runtime binds a program to sizes and memory.
+Nothing here runs or allocates; shapes stay symbolic. The runtime binds a program to sizes and
+memory.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..ir.index import Index, ZERO
-from ..ir.kernel_op import KernelOp
 from ..cost.gemm import GemmChoice, default_gemm_choice
+from ..ir.index import ZERO, Index
+from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
-from ..passes.lowering.shapes import CannotLower, size_index
+from ..passes.lowering.shapes import CannotLower, size_index, args_of
 from .gemm import Product, gemm_steps
 from .steps import (
     ExternStep,
@@ -121,13 +122,13 @@ class _Maker:
             self.values[node] = ref
             self.spec.inputs.append(ref)
             for dim, size in enumerate(value.shape):
-                self._learn(size, lambda args, n=number, d=dim: args[n].shape[d])
+                self._learn(size, _size_of_input(number, dim))
             for dim, stride in enumerate(value.stride()):
-                self._learn(stride, lambda args, n=number, d=dim: args[n].stride(d))
+                self._learn(stride, _stride_of_input(number, dim))
             return
         if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
             index = size_index(value)
-            self._learn(value, lambda args, n=number: int(args[n]))
+            self._learn(value, _input(number))
             self.values[node] = SizeRef(index)
             self.spec.inputs.append(SizeRef(index))
             return
@@ -158,7 +159,7 @@ class _Maker:
         self.values[node] = TensorRef(slot.number, slot.layout, ZERO, True)
 
     def _outputs(self, node: Node) -> None:
-        results = node.args[0]
+        results = args_of(node)[0]
         if not isinstance(results, (list, tuple)):
             raise CannotCompile("an output that is no list")
         for result in results:
@@ -177,8 +178,8 @@ class _Maker:
         if isinstance(node.target, KernelOp):
             self._kernel(node, node.target)
         elif node.target is operator.getitem:
-            source = self.values[node.args[0]]
-            self.values[node] = source[node.args[1]]
+            source = self.values[args_of(node)[0]]
+            self.values[node] = source[args_of(node)[1]]
         elif isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
             self.values[node] = SizeRef(size_index(value))
         elif isinstance(value, (float, bool, torch.SymFloat, torch.SymBool)):
@@ -195,12 +196,12 @@ class _Maker:
         if target is aten._unsafe_view.default:
             return True
         if target is aten.reshape.default:
-            return _shares(node.meta["val"], node.args[0].meta["val"])
+            return _shares(node.meta["val"], args_of(node)[0].meta["val"])
         return target.is_view
 
     def _alias(self, node: Node) -> None:
-        source = self.values[node.args[0]]
-        base = node.args[0].meta["val"]
+        source = self.values[args_of(node)[0]]
+        base = args_of(node)[0].meta["val"]
         if not isinstance(source, TensorRef):
             raise CannotCompile("a view of several tensors")
 
@@ -222,7 +223,7 @@ class _Maker:
     # -- steps ----------------------------------------------------------------------------------
 
     def _kernel(self, node: Node, op: KernelOp) -> None:
-        given = iter(node.args)
+        given = iter(args_of(node))
         slots: list[int] = []
         results: list[TensorRef] = []
         made = iter(node.meta["val"])
@@ -252,9 +253,9 @@ class _Maker:
     def _product(self, node: Node) -> bool:
         """Emit a float32 matrix product for the library chosen; False to leave it to ATen."""
         if node.target is aten.mm.default:
-            bias, operands = None, node.args
+            bias, operands = None, args_of(node)
         elif node.target is aten.addmm.default and not node.kwargs:
-            bias, operands = self.values[node.args[0]], node.args[1:]
+            bias, operands = self.values[args_of(node)[0]], args_of(node)[1:]
             layout = bias.layout
             if len(layout.shape) != 1 or layout.strides[0] != Index.of(1):
                 return False
@@ -275,17 +276,17 @@ class _Maker:
     def _extern(self, node: Node) -> None:
         if self._product(node):
             return
-        target = node.target
+        target: Any = node.target
         schema = getattr(target, "_schema", None)
         if schema is not None and schema.is_mutable and target is not aten.copy_.default:
             raise CannotCompile(f"{target} writes into its input")
         value = node.meta.get("val")
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._reference)
+        args, kwargs = torch.fx.node.map_arg((args_of(node), node.kwargs), self._reference)
         out: int | None = None
         results: list[int | None] = []
         single = isinstance(value, torch.Tensor)
         if target is aten.copy_.default:
-            self.values[node] = self.values[node.args[0]]
+            self.values[node] = self.values[args_of(node)[0]]
             step = ExternStep(node.name, target, args, kwargs, None, (), True, {})
             self.spec.steps.append(step)
             return
@@ -329,6 +330,18 @@ class _Maker:
                 entry.last = number
 
 
+def _size_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:
+    return lambda args: int(args[number].shape[dim])
+
+
+def _stride_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:
+    return lambda args: int(args[number].stride(dim))
+
+
+def _input(number: int) -> Callable[[list[Any]], int]:
+    return lambda args: int(args[number])
+
+
 def _hint(size: int | torch.SymInt) -> int:
     """A size by example: what it was when the graph was traced."""
     if isinstance(size, int):
@@ -348,5 +361,3 @@ def _plain(value: torch.Tensor) -> bool:
         torch.bfloat16,
         torch.float16,
     )
-
-

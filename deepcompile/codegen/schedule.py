@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..ir.index import Index, ONE, product
+from ..ir.index import ONE, Index, product
 from ..ir.nest import (
     Accumulate,
     Apply,
     Axis,
+    Cast,
     Const,
     IndexValue,
     InRange,
@@ -136,12 +137,14 @@ def _one_hot(
 
 
 def expand_monoids(kernel: Kernel) -> Kernel:
-    """Replace one-pass monoids by passes over the row, which stays in cache: more exact, and vectorises.
+    """Replace one-pass monoids by passes over the row, which stays in cache: more exact, and fast.
 
     `welford` becomes a sum and a sum of squared differences; `lse` a maximum and a sum of
     exponentials.
     """
-    if not any(isinstance(i, Reduce) and i.kind in ("welford", "lse") for i in kernel.instructions()):
+    if not any(
+        isinstance(i, Reduce) and i.kind in ("welford", "lse") for i in kernel.instructions()
+    ):
         return kernel
     instrs: list[Instr] = []
     rename: dict[int, int] = {}
@@ -168,8 +171,6 @@ def expand_monoids(kernel: Kernel) -> Kernel:
             total = add(Reduce(fresh(), dtype, "sum", "", value))
             length = product([axis.extent for axis in kernel.reduced])
             number = add(IndexValue(fresh(), "i64", length))
-            from ..ir.nest import Cast
-
             divisor = add(Cast(fresh(), dtype, number, dtype))
             result = add(Apply(fresh(), dtype, "div", (total, divisor)))
         made[(kind, "first", value)] = result
@@ -219,14 +220,17 @@ def _renamed(instr: Instr, rename: dict[int, int]) -> Instr:
             return replace(instr, index=instr.index.substitute(names, {}))
         case Rand(seed=seed):
             return replace(instr, seed=rename.get(seed, seed))
-    return replace(instr, arg=rename.get(instr.arg, instr.arg))  # type: ignore[union-attr]
+    if isinstance(instr, (Cast, Reduce, Accumulate)):
+        return replace(instr, arg=rename.get(instr.arg, instr.arg))
+    return instr
 
 
 def plan(kernel: Kernel) -> CpuSchedule:
     """The schedule of an expanded kernel."""
     varies = dependence(kernel)
     accumulates = any(
-        isinstance(i, Accumulate) and kernel.reduced and _in_loop(kernel, i) for i in kernel.instructions()
+        isinstance(i, Accumulate) and kernel.reduced and _in_loop(kernel, i)
+        for i in kernel.instructions()
     )
     candidates: list[Axis] = list(kernel.reduced)
     if not accumulates:
@@ -246,13 +250,11 @@ def plan(kernel: Kernel) -> CpuSchedule:
 
 
 def _in_loop(kernel: Kernel, accumulate: Accumulate) -> bool:
-    return any(
-        accumulate in stage.body and stage.kind == "loop" for stage in kernel.stages
-    )
+    return any(accumulate in stage.body and stage.kind == "loop" for stage in kernel.stages)
 
 
 def _score(kernel: Kernel, axis: Axis) -> tuple[float, int]:
-    """How well memory is walked with this axis as the vector axis; what runs in loops counts more."""
+    """How well memory is walked along this axis by vectors; what runs in loops counts more."""
     total = 0.0
     for stage in kernel.stages:
         weight = 8.0 if stage.kind in ("loop", "columns") else 1.0
@@ -281,9 +283,7 @@ def _work(instr: Instr) -> float:
     return 0.5
 
 
-def _kept(
-    kernel: Kernel, varies: dict[int, frozenset[str]], vector: str | None
-) -> frozenset[int]:
+def _kept(kernel: Kernel, varies: dict[int, frozenset[str]], vector: str | None) -> frozenset[int]:
     """Loop values to keep in a row buffer, because computing them again costs more."""
     reduced = {axis.name for axis in kernel.reduced}
     length = product([axis.extent for axis in kernel.reduced]).constant()

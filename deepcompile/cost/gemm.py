@@ -1,8 +1,8 @@
 """Which library multiplies matrices: MKL through ATen, or oneDNN.
 
-In float32 ATen always asks MKL. On processors of AMD, MKL takes a path that oneDNN beats by 1.4 to 3
-times on the shapes of transformer training (`python -m benchmarks.gemm_choice` measures it); on those
-of Intel they are about equal, and ATen's own choice stands. `options={"tune": "measure"}` asks the
+In float32 ATen always asks MKL. On processors of AMD, MKL takes a path that oneDNN beats by 1.4 to
+3 times on the shapes of transformer training (`python -m benchmarks.gemm_choice` measures it); on
+other processors ATen's own choice stands. `options={"tune": "measure"}` asks the
 machine instead of this table.
 """
 

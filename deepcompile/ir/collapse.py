@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .index import Index, ONE, ZERO
+from .index import ONE, ZERO, Index
 from .nest import Axis, IndexValue, InRange, Instr, Kernel, Load, Rand, Stage, Store
 
 

@@ -1,13 +1,13 @@
 """Index and size expressions: integer polynomials over axes, sizes and loaded values.
 
-`Index` is the one canonical form for sizes, strides and addresses: a sum of integer coefficients times
-products of atoms. An atom is a name (an axis such as `p0`, a size such as `s3`, a value such as `v12`)
-or a floor division or remainder that did not simplify. Equal expressions are equal objects in print and
-in comparison, which is all that fusion needs to know that two reads meet at the same place.
+`Index` is the one canonical form for sizes, strides and addresses: a sum of integer coefficients
+times products of atoms. An atom is a name (an axis such as `p0`, a size such as `s3`, a value
+such as `v12`) or a floor division or remainder that did not simplify. Equal expressions are
+equal objects in print and in comparison, which is all that fusion needs to know that two reads
+meet at the same place.
 
-Sizes are taken to be at least 1 where a proof needs it: a loop over an empty axis never evaluates its
-indices, so a size of 0 at run time cannot make such a proof matter.
-"""
+Sizes are taken to be at least 1 where a proof needs it: a loop over an empty axis never
+evaluates its indices, so a size of 0 at run time cannot make such a proof matter."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def floordiv(index: Index, divisor: Index, extents: Mapping[str, Index]) -> Inde
 
 
 def mod(index: Index, divisor: Index, extents: Mapping[str, Index]) -> Index:
-    """`index % divisor` (sign of the divisor), simplified under axis extents; `divisor` is positive."""
+    """`index % divisor`, simplified under axis extents; `divisor` is positive."""
     if divisor == ONE:
         return ZERO
     _, rest = _split(index, divisor)

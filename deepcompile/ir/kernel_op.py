@@ -1,8 +1,7 @@
 """`KernelOp`: a kernel as the target of a graph node.
 
-Calling it runs the kernel's reference meaning on real tensors, so a fused graph is still a graph that
-any FX interpreter executes; the code generator replaces the call by compiled code.
-"""
+Calling it runs the kernel's reference meaning on real tensors, so a fused graph is still a graph
+that any FX interpreter executes; the code generator replaces the call by compiled code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The kernel IR: a *nest* is a set of loops over axes around ordered stages of scalar instructions.
+"""The kernel IR: a *nest* is a set of loops over axes around ordered stages of scalar
+instructions.
 
     kernel @rms_norm(in x: f32[2048, 1024], in w: f32[1024], out y: f32[2048, 1024]) {
       axes p0: parallel 2048, r0: reduced 1024
@@ -14,21 +15,22 @@
         store y[1024*p0 + r0] v9
     }
 
-A *point* is one position of the parallel axes. The stages of a kernel run in order at every point:
-`row` once, `loop` at every position of the reduced axes. Then, when all points are done, `total` runs
-once and `columns` at every position of the reduced axes, each at most once, in the order written. A value
-is visible in later instructions of its own stage (the result of a `reduce` is not) and, after it:
+A *point* is one position of the parallel axes. The stages of a kernel run in order at every
+point: `row` once, `loop` at every position of the reduced axes. Then, when all points are done,
+`total` runs once and `columns` at every position of the reduced axes, each at most once, in the
+order written. A value is visible in later instructions of its own stage (the result of a
+`reduce` is not) and, after it:
 
 - a `row` value, and the result of a `reduce`, in every later stage of the same point;
-- a `loop` value in later loops of the same point, at the same position (an emitter recomputes it or keeps it);
-- the result of an `accumulate` (over all points) in `columns` and, when its argument is a row value or
-  the result of a `reduce`, in `total`;
+- a `loop` value in later loops of the same point, at the same position (an emitter recomputes it
+  or keeps it);
+- the result of an `accumulate` (over all points) in `columns` and, when its argument is a row
+  value or the result of a `reduce`, in `total`;
 - a `total` value in `columns` after it.
 
-The IR says what is computed, not how: vectors, threads, blocks and masks belong to the schedule. Register
-dtypes are f32, f64, i32, i64 and b1; loads widen and stores narrow (`ops.REGISTER_OF`). `Cast` to a
-narrower storage dtype rounds and stays in the register.
-"""
+The IR says what is computed, not how: vectors, threads, blocks and masks belong to the schedule.
+Register dtypes are f32, f64, i32, i64 and b1; loads widen and stores narrow (`ops.REGISTER_OF`).
+`Cast` to a narrower storage dtype rounds and stays in the register."""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor in memory. Strides and offsets are in elements; an index addresses the storage start."""
+    """A tensor in memory; indices count elements from its first one."""
 
     name: str
     dtype: str
@@ -156,7 +158,7 @@ class Reduce:
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Over all points: per position of the reduced axes for a loop value, a scalar for a row value."""
+    """Over all points: for a loop value at each position of the row, for a row value one scalar."""
 
     id: int
     dtype: str
@@ -173,9 +175,7 @@ class Store:
     value: int
 
 
-Valued = (
-    Const | IndexValue | InRange | Load | Apply | Cast | Rand | Reduce | Accumulate
-)
+Valued = Const | IndexValue | InRange | Load | Apply | Cast | Rand | Reduce | Accumulate
 Instr = Valued | Store
 
 

@@ -76,7 +76,10 @@ def compiler_identity(compiler: str) -> str:
     """What tells one compiler and machine from another in cache keys: version and CPU features."""
     try:
         version = subprocess.run(
-            [compiler, "-dumpfullversion", "-dumpmachine"], capture_output=True, text=True, timeout=60
+            [compiler, "-dumpfullversion", "-dumpmachine"],
+            capture_output=True,
+            text=True,
+            timeout=60,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         version = ""
@@ -142,7 +145,7 @@ def _folder(options: Options, note: Callable[..., None]) -> Path | None:
     if not options.cache:
         return None
     try:
-        folder = cache_dir(options.cache_dir)
+        folder = cache_dir(options)
         make_cache_dir(folder)
     except OSError as error:
         _unusable(str(error), note)

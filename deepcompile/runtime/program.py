@@ -200,9 +200,7 @@ class Program:
             (number, offset, shape, strides, dtype)
             for (number, shape, strides, dtype), offset in zip(slots, arena.offsets, strict=True)
         ]
-        per_thread = max(
-            (int(size.evaluate(sizes)) for size in self.code.workspace), default=0
-        )
+        per_thread = max((int(size.evaluate(sizes)) for size in self.code.workspace), default=0)
         workspace = per_thread * threads
         total = arena.size + workspace
         array = (ctypes.c_int64 * max(len(key), 1))(*key)
@@ -289,7 +287,9 @@ def step_layout(step: ExternStep, slot: int, sizes: Mapping[str, int]) -> Any:
     )
 
 
-def _relayout(tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
+def _relayout(
+    tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...]]
+) -> torch.Tensor:
     shape, strides = layout
     if any(
         size > 1 and have != want
@@ -310,9 +310,7 @@ def _template(value: Any, sizes: Mapping[str, int]) -> Any:
         items = [_template(item, sizes) for item in value]
         if any(callable(item) and not isinstance(item, torch.dtype) for item in items):
             kind = type(value) if type(value) in (list, tuple) else list
-            return lambda tensors: kind(
-                item(tensors) if callable(item) else item for item in items
-            )
+            return lambda tensors: kind(item(tensors) if callable(item) else item for item in items)
         return items
     return value
 
@@ -338,4 +336,3 @@ def _concrete(
         tuple(int(index.evaluate(sizes)) for index in layout.strides),
         int(offset.evaluate(sizes)),
     )
-

@@ -12,6 +12,7 @@ from ...ir.collapse import collapse_axes
 from ...ir.index import Index, ZERO
 from ...ir.nest import Kernel
 from ..lowering.builder import Builder
+from ..lowering.shapes import args_of
 from ..lowering.views import Position, is_view
 from .groups import Group
 
@@ -66,7 +67,7 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
     for node, operand in group.operands.items():
         builder.reductions[node] = renamed(operand)
     for node in stored:
-        into = root(node.args[0]) if is_mutation(node) else None
+        into = root(args_of(node)[0]) if is_mutation(node) else None
         builder.store(node, renamed(group.positions[node]), into)
     nest = builder.finish(name)
     roles = tuple((base, role) for base, _, role in builder.buffers())
@@ -107,5 +108,3 @@ def _loop_order(plan: Plan, group: Group, stored: list[Node]) -> list[str]:
         return (degree, sum(abs(c) for _, c in stride.terms), -names.index(name))
 
     return sorted(names, key=weight, reverse=True)
-
-

@@ -16,7 +16,7 @@ from ...ir.graph_text import origin_of
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
 from ..lowering.builder import CannotFuse
-from ..lowering.shapes import size_index
+from ..lowering.shapes import size_index, args_of
 from ..lowering.views import is_view
 from .build import Built, build_kernel
 from .groups import Group
@@ -160,7 +160,7 @@ class _Writer:
         root: Callable[[Node], Node],
     ) -> None:
         for mutation in mutations:
-            unit, target = self._unit(mutation), root(mutation.args[0])
+            unit, target = self._unit(mutation), root(args_of(mutation)[0])
             for key, other in wanted.items():
                 if other is unit or (isinstance(other, Node) and is_view(other)):
                     continue
@@ -191,7 +191,9 @@ class _Writer:
         call = self.graph.call_function(op, (*arguments, *sizes))
         call.meta["val"] = tuple(base.meta["val"] for base in made)
         call.meta["deepcompile_nodes"] = tuple(node.name for node in group.nodes)
-        trace = next((n.meta.get("stack_trace") for n in group.nodes if n.meta.get("stack_trace")), None)
+        trace = next(
+            (n.meta.get("stack_trace") for n in group.nodes if n.meta.get("stack_trace")), None
+        )
         if trace:
             call.meta["stack_trace"] = trace
         for number, base in enumerate(made):
@@ -202,7 +204,7 @@ class _Writer:
             self.env[base] = item
         for node in group.nodes:
             if is_mutation(node):
-                self.env[node] = self.env[root(node.args[0])]
+                self.env[node] = self.env[root(args_of(node)[0])]
 
     def _size(self, name: str) -> Node:
         known = self.sizes.get(name)
@@ -266,7 +268,7 @@ def _kernel_op(plan: Plan, group: Group, built: Built) -> KernelOp:
 def _op_name(node: Node) -> str:
     target: Any = node.target
     if target is operator.getitem:
-        target = node.args[0].target  # type: ignore[union-attr]
+        target = args_of(node)[0].target  # type: ignore[union-attr]
     return str(target).replace("aten.", "", 1)
 
 
@@ -306,9 +308,8 @@ def _eager(
             raise KeyError(node.name)
 
         for node in recipe:
-            values, keywords = map_arg((node.args, node.kwargs), value)
+            values, keywords = map_arg((args_of(node), node.kwargs), value)
             env[node] = node.target(*values, **keywords)  # type: ignore[operator]
         return tuple(env[node] for node in made)
 
     return run
-

@@ -172,9 +172,7 @@ def refine(
             known[name] = pieces
 
 
-def match_positions(
-    pairs: list[tuple[Position, Position]], left: Group, right: Group
-) -> Match:
+def match_positions(pairs: list[tuple[Position, Position]], left: Group, right: Group) -> Match:
     """Identify axes so that each pair of positions becomes the same.
 
     Raises:

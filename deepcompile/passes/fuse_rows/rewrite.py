@@ -15,7 +15,7 @@ from ..lowering.builder import CannotFuse
 from ..lowering.probe import Access, probe
 from ..lowering.reductions import is_tuple_reduction, reduction_of
 from ..lowering.rules import is_scalar_rule, register_philox
-from ..lowering.shapes import CannotLower, Facts, memory_order
+from ..lowering.shapes import CannotLower, Facts, memory_order, args_of
 from ..lowering.views import Position, is_split, is_view, view_source
 from .build import build_kernel
 from .emit import emit_graph
@@ -59,9 +59,7 @@ class Plan:
         return getattr(self.ctx.options, "numerics", "fast") == "eager"
 
 
-def fuse(
-    graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: int
-) -> PassResult:
+def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: int) -> PassResult:
     """Replace groups of pointwise and reduction nodes by kernels."""
     if hasattr(torch.ops.deepcompile, "philox_uniform"):
         register_philox()
@@ -90,8 +88,10 @@ def _candidate(node: Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return False
-    return is_scalar_rule(node) and node.target is not operator.getitem or (
-        reduction_of(node) is not None
+    return (
+        is_scalar_rule(node)
+        and node.target is not operator.getitem
+        or (reduction_of(node) is not None)
     )
 
 
@@ -109,7 +109,7 @@ def _probe_all(plan: Plan) -> None:
 
 
 def _check_mutation(node: Node) -> None:
-    if node.args[0].op != "placeholder":
+    if args_of(node)[0].op != "placeholder":
         raise CannotLower("a write into something that is no input")
 
 
@@ -130,9 +130,7 @@ def _consumers(plan: Plan, node: Node) -> Iterable[Node]:
 
 def _must_be_stored(plan: Plan, node: Node) -> bool:
     """Whether something other than a kernel reads the node."""
-    return any(
-        user not in plan.accesses for user in _consumers(plan, node)
-    )
+    return any(user not in plan.accesses for user in _consumers(plan, node))
 
 
 def _inline_scalars(plan: Plan) -> None:
@@ -194,9 +192,7 @@ def _orient(plan: Plan, group: Group, node: Node, access: Access) -> None:
     if reduction is None or access.operand is None:
         return
     dims = {
-        dim: next(iter(index.names()))
-        for dim, index in enumerate(access.operand)
-        if index.names()
+        dim: next(iter(index.names())) for dim, index in enumerate(access.operand) if index.names()
     }
     reduced = {name for dim, name in dims.items() if dim in reduction.dims}
     kept = set(group.axes) - reduced
@@ -214,9 +210,7 @@ def _orient(plan: Plan, group: Group, node: Node, access: Access) -> None:
         outer = all(dim in reduction.dims for dim in order[: len(reduced)])
         if innermost not in reduced and outer and lengths[0] >= 32 and lengths[1] <= 1 << 16:
             rows = False
-    group.labels = {
-        name: "R" if (name in reduced) == rows else "P" for name in group.axes
-    }
+    group.labels = {name: "R" if (name in reduced) == rows else "P" for name in group.axes}
 
 
 def _hint(group: Group, names: Iterable[str]) -> int:
@@ -243,7 +237,7 @@ def _close_reachability(plan: Plan) -> None:
         mask = 0
         inputs = list(node.all_input_nodes)
         if is_mutation(node):
-            inputs += readers.get(root(node.args[0]), [])
+            inputs += readers.get(root(args_of(node)[0]), [])
         elif node.op == "call_function":
             for source in node.all_input_nodes:
                 readers.setdefault(root(source), []).append(node)
@@ -256,7 +250,7 @@ def _close_reachability(plan: Plan) -> None:
         for source in node.all_input_nodes:
             above[source] |= here
         if is_mutation(node):
-            for source in readers.get(root(node.args[0]), []):
+            for source in readers.get(root(args_of(node)[0]), []):
                 if source is not node:
                     above[source] |= here
     for group in plan.groups.values():
@@ -298,9 +292,7 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
             continue
         for first, second in zip(nodes, nodes[1:], strict=False):
             # Sharing a read saves half of what not writing and reading again saves.
-            found.append(
-                (-(size // 2), first.meta[_ORDER], second.meta[_ORDER], first, second)
-            )
+            found.append((-(size // 2), first.meta[_ORDER], second.meta[_ORDER], first, second))
     found.sort(key=lambda item: item[:3])
     return found
 
@@ -327,9 +319,7 @@ def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
             return
 
 
-def _merge_pair(
-    plan: Plan, left: Group, right: Group, max_nodes: int, max_buffers: int
-) -> None:
+def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffers: int) -> None:
     if len(left.nodes) + len(right.nodes) > max_nodes:
         raise Reject(f"a kernel has at most {max_nodes} nodes")
     both = left.members | right.members
@@ -351,9 +341,7 @@ def _merge_pair(
 
 
 def _identify(left: Group, right: Group) -> list[tuple[Position, Position]]:
-    pairs = [
-        (left.positions[read], position) for _, read, position in cross_reads(right, left)
-    ]
+    pairs = [(left.positions[read], position) for _, read, position in cross_reads(right, left)]
     if pairs:
         full = [pair for pair in pairs if any(index.names() for index in pair[0])]
         return full[:4]
@@ -468,13 +456,6 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
                 return False
     outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
     loaded = sum(_bytes(read) for read in outside)
-    stored = sum(
-        _bytes(node) for node in group.nodes if _needed_outside(plan, group, node)
-    )
-    gathers = any(
-        _is_gather(plan, p) for reads in group.reads.values() for _, p in reads
-    )
-    return (
-        not gathers and group.cost * max(uses, 1) <= 16 and loaded * uses <= loaded + 2 * stored
-    )
-
+    stored = sum(_bytes(node) for node in group.nodes if _needed_outside(plan, group, node))
+    gathers = any(_is_gather(plan, p) for reads in group.reads.values() for _, p in reads)
+    return not gathers and group.cost * max(uses, 1) <= 16 and loaded * uses <= loaded + 2 * stored

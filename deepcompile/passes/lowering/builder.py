@@ -226,7 +226,9 @@ class Builder:
             lambda id: Rand(id, "f32", kind, seed, offset), (seed,), names=offset.names()
         )
 
-    def reduce(self, kind: str, part: str, value: int, register: str, covered: frozenset[str]) -> int:
+    def reduce(
+        self, kind: str, part: str, value: int, register: str, covered: frozenset[str]
+    ) -> int:
         """The reduction of `value` over the axes `covered`.
 
         Raises:
@@ -234,7 +236,9 @@ class Builder:
         """
         over_rows = covered == self._reduced_names and bool(covered)
         over_points = covered == self._parallel_names and bool(covered)
-        if covered == self._reduced_names | self._parallel_names and (over_rows or over_points or covered):
+        if covered == self._reduced_names | self._parallel_names and (
+            over_rows or over_points or covered
+        ):
             if not self._reduced_names:
                 return self._accumulate(kind, part, value, register)
             if not self._parallel_names:
@@ -252,9 +256,7 @@ class Builder:
     def _reduce_row(self, kind: str, part: str, value: int, register: str) -> int:
         if self._phase[value] != "point":
             raise CannotFuse("a reduction of a value that is complete only after all rows")
-        return self._emit(
-            lambda id: Reduce(id, register, kind, part, value), (value,), loop=False
-        )
+        return self._emit(lambda id: Reduce(id, register, kind, part, value), (value,), loop=False)
 
     def _accumulate(self, kind: str, part: str, value: int, register: str) -> int:
         if kind not in SPLITTABLE:
@@ -308,7 +310,9 @@ class Builder:
         index = ZERO
         for at, stride in zip(position, info.strides, strict=True):
             index = index + at * stride
-        value = self.cast(value, info.dtype) if self.dtype(value) != REGISTER_OF[info.dtype] else value
+        value = (
+            self.cast(value, info.dtype) if self.dtype(value) != REGISTER_OF[info.dtype] else value
+        )
         buffer = self.buffer(target)
         self._stored[target] = buffer.name
         self._instrs.append(Store(buffer.name, index, value))
@@ -515,4 +519,3 @@ def _check_in_place(kernel: Kernel) -> None:
                 index, last = written[instr.buffer]
                 if instr.index != index or number > last:
                     raise CannotFuse("a buffer written in place is read elsewhere in this kernel")
-

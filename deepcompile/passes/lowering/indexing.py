@@ -11,7 +11,7 @@ from ...ir.index import Index, ONE, ZERO, mod
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
 from .rules import number, rule, size_of
-from .shapes import CannotLower
+from .shapes import argument, CannotLower, args_of
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten
@@ -39,11 +39,11 @@ def _choose(b: Builder, keep: int, inside: Any, outside: Any) -> int:
 @rule(aten.cat.default)
 def _cat(b: Builder, node: Node, position: Position) -> int:
     rank = len(position)
-    dim = _dim(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0), rank)
+    dim = _dim(argument(node, 1, "dim", 0), rank)
     register = REGISTER_OF[b.facts[node].dtype]
     parts: list[tuple[Index, Index, Node]] = []
     start = ZERO
-    for part in node.args[0]:
+    for part in args_of(node)[0]:
         shape = b.facts[part].shape
         if len(shape) != rank:
             continue
@@ -63,9 +63,7 @@ def _cat(b: Builder, node: Node, position: Position) -> int:
             if low == ZERO:
                 return inside()
             return b.masked(b.in_range(position[dim], low, high), inside)
-        return _choose(
-            b, b.in_range(position[dim], low, high), inside, lambda: choose(rest[1:])
-        )
+        return _choose(b, b.in_range(position[dim], low, high), inside, lambda: choose(rest[1:]))
 
     if not parts:
         return b.const(0, register)
@@ -74,8 +72,8 @@ def _cat(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.constant_pad_nd.default)
 def _pad(b: Builder, node: Node, position: Position) -> int:
-    source, pads = node.args[0], node.args[1]
-    fill = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+    source, pads = args_of(node)[0], args_of(node)[1]
+    fill = argument(node, 2, "value", 0)
     register = REGISTER_OF[b.facts[node].dtype]
     shape = b.facts[source].shape
     at, keep = list(position), b.const(True, "b1")
@@ -88,13 +86,11 @@ def _pad(b: Builder, node: Node, position: Position) -> int:
         if known is True:
             continue
         keep = inside if b.literal(keep) is True else b.apply("logical_and", keep, inside)
-    return _choose(
-        b, keep, lambda: b.value(source, tuple(at)), lambda: number(b, fill, register)
-    )
+    return _choose(b, keep, lambda: b.value(source, tuple(at)), lambda: number(b, fill, register))
 
 
 def _bounds(node: Node, size: Index, first: int) -> tuple[Index, Index, int]:
-    values: list[Any] = [*node.args[first : first + 3], None, None, None][:3]
+    values: list[Any] = [*args_of(node)[first : first + 3], None, None, None][:3]
     start = ZERO if values[0] is None else size_of(values[0])
     stop = size if values[1] is None else size_of(values[1])
     step = 1 if values[2] is None else values[2]
@@ -119,8 +115,8 @@ def _bounds(node: Node, size: Index, first: int) -> tuple[Index, Index, int]:
 
 @rule(aten.slice_scatter.default)
 def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
-    base, source = node.args[:2]
-    dim = _dim(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0), len(position))
+    base, source = args_of(node)[:2]
+    dim = _dim(argument(node, 2, "dim", 0), len(position))
     shape = b.facts[base].shape
     start, _, step = _bounds(node, shape[dim], 3)
     offset = position[dim] - start
@@ -145,8 +141,8 @@ def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.select_scatter.default)
 def _select_scatter(b: Builder, node: Node, position: Position) -> int:
-    base, source = node.args[:2]
-    dim, index = _dim(node.args[2], len(position)), size_of(node.args[3])
+    base, source = args_of(node)[:2]
+    dim, index = _dim(args_of(node)[2], len(position)), size_of(args_of(node)[3])
     if (index.constant() or 0) < 0:
         index = index + b.facts[base].shape[dim]
     keep = b.in_range(position[dim] - index, ZERO, ONE)
@@ -164,16 +160,16 @@ def _select_scatter(b: Builder, node: Node, position: Position) -> int:
 def _flip(b: Builder, node: Node, position: Position) -> int:
     shape = b.facts[node].shape
     at = list(position)
-    for dim in node.args[1]:
+    for dim in args_of(node)[1]:
         dim = _dim(dim, len(shape))
         at[dim] = shape[dim] - 1 - position[dim]
-    return b.value(node.args[0], tuple(at))
+    return b.value(args_of(node)[0], tuple(at))
 
 
 @rule(aten.roll.default)
 def _roll(b: Builder, node: Node, position: Position) -> int:
-    shifts = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
-    dims = node.args[2] if len(node.args) > 2 else []
+    shifts = args_of(node)[1] if isinstance(args_of(node)[1], (list, tuple)) else [args_of(node)[1]]
+    dims = args_of(node)[2] if len(args_of(node)) > 2 else []
     if len(dims) != len(shifts):
         raise CannotLower("roll of a flattened tensor")
     shape, at = b.facts[node].shape, list(position)
@@ -184,15 +180,15 @@ def _roll(b: Builder, node: Node, position: Position) -> int:
             raise CannotLower("roll by a symbolic distance")
         if constant:
             at[dim] = mod(at[dim] - shift % constant + constant, shape[dim], b.extents)
-    return b.value(node.args[0], tuple(at))
+    return b.value(args_of(node)[0], tuple(at))
 
 
 @rule(aten.repeat.default)
 def _repeat(b: Builder, node: Node, position: Position) -> int:
-    shape = b.facts[node.args[0]].shape
+    shape = b.facts[args_of(node)[0]].shape
     tail = position[len(position) - len(shape) :]
     at = tuple(mod(p, size, b.extents) for p, size in zip(tail, shape, strict=True))
-    return b.value(node.args[0], at)
+    return b.value(args_of(node)[0], at)
 
 
 def _checked(b: Builder, index: int, size: Index, wrap: bool) -> tuple[Index, int]:
@@ -215,7 +211,7 @@ def _guarded(b: Builder, node: Node, source: Node, at: Position, inside: int) ->
 
 @rule(aten.gather.default)
 def _gather(b: Builder, node: Node, position: Position) -> int:
-    source, dim, indices = node.args[:3]
+    source, dim, indices = args_of(node)[:3]
     if not b.facts[source].shape:
         return b.value(source, ())
     dim = _dim(dim, len(position))
@@ -225,7 +221,7 @@ def _gather(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.index_select.default)
 def _index_select(b: Builder, node: Node, position: Position) -> int:
-    source, dim, indices = node.args[:3]
+    source, dim, indices = args_of(node)[:3]
     shape = b.facts[source].shape
     if not shape:
         return b.value(source, ())
@@ -237,7 +233,7 @@ def _index_select(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.embedding.default)
 def _embedding(b: Builder, node: Node, position: Position) -> int:
-    table, indices = node.args[:2]
+    table, indices = args_of(node)[:2]
     rows = b.facts[table].shape[0]
     at, inside = _checked(b, b.value(indices, position[:-1]), rows, False)
     return _guarded(b, node, table, (at, position[-1]), inside)
@@ -245,7 +241,7 @@ def _embedding(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def _index(b: Builder, node: Node, position: Position) -> int:
-    source, indices = node.args[:2]
+    source, indices = args_of(node)[:2]
     shape = b.facts[source].shape
     given = [dim for dim, index in enumerate(indices) if index is not None]
     if any(b.facts[indices[dim]].dtype in ("b1", "u8") for dim in given):
@@ -268,5 +264,3 @@ def _index(b: Builder, node: Node, position: Position) -> int:
         if b.literal(inside) is not True:
             keep = inside if b.literal(keep) is True else b.apply("logical_and", keep, inside)
     return _guarded(b, node, source, tuple(at), keep)
-
-

@@ -52,7 +52,9 @@ class Probe(Builder):
             lambda id: Load(id, REGISTER_OF[dtype], f"{node.name}.{number}", Index.of(0)), ()
         )
 
-    def reduce(self, kind: str, part: str, value: int, register: str, covered: frozenset[str]) -> int:
+    def reduce(
+        self, kind: str, part: str, value: int, register: str, covered: frozenset[str]
+    ) -> int:
         """Stand in for the result of a reduction."""
         return self._emit(
             lambda id: Load(id, register, f"reduce.{kind}.{part}.{value}", Index.of(0)), (value,)

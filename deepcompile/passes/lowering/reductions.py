@@ -13,7 +13,7 @@ from torch.fx import Node
 from ...ir.index import Index, ONE, ZERO, contiguous_strides, product
 from ...ir.ops import REGISTER_OF
 from .builder import Builder, CannotFuse
-from .shapes import CannotLower, Facts, dtype_name
+from .shapes import argument, CannotLower, Facts, dtype_name, args_of
 from .views import Position
 
 aten = torch.ops.aten
@@ -47,8 +47,8 @@ class Reduction:
 
 
 def _argument(node: Node, number: int, name: str, default: Any) -> Any:
-    if len(node.args) > number:
-        return node.args[number]
+    if len(args_of(node)) > number:
+        return args_of(node)[number]
     return node.kwargs.get(name, default)
 
 
@@ -60,9 +60,7 @@ def _dims(node: Node, source: Node, value: Any) -> tuple[int, ...]:
     return tuple(sorted({dim + rank if dim < 0 else dim for dim in values}))
 
 
-def _plain(
-    b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]
-) -> int:
+def _plain(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
     if r.kind in ("any", "all"):
         value = b.cast(value, "b1")
@@ -77,9 +75,7 @@ def _mean(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[s
     return b.apply("div", total, count)
 
 
-def _argument_of(
-    b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]
-) -> int:
+def _argument_of(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]) -> int:
     position = b.reductions[node]
     shape = b.facts[r.source].shape
     reduced = [dim for dim in r.dims if shape[dim] != ONE]
@@ -105,10 +101,10 @@ def _welford(part: str) -> Callable[..., int]:
         if part == "mean":
             return b.reduce("welford", "mean", value, register, covered)
         squares = b.reduce("welford", "m2", value, register, covered)
-        root = node.args[0] if node.target is operator.getitem else node
+        root = args_of(node)[0] if node.target is operator.getitem else node
         correction = root.kwargs.get("correction", 1)
-        if isinstance(root.args[-1], bool) and root.target is aten.var.dim:
-            correction = 1 if root.args[2] else 0
+        if isinstance(args_of(root)[-1], bool) and root.target is aten.var.dim:
+            correction = 1 if args_of(root)[2] else 0
         if not isinstance(correction, (int, float)):
             correction = 1
         count = b.cast(b.index(r.count(b.facts)), register)
@@ -174,14 +170,14 @@ def reduction_of(node: Node) -> Reduction | None:
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:
-        root, number = node.args
+        root, number = args_of(node)
         if not isinstance(root, Node) or root.target not in _TUPLES:
             return None
         kind, finish = _TUPLES[root.target][number]
-        dims = _dims(root, root.args[0], _argument(root, 1, "dim", None))
+        dims = _dims(root, args_of(root)[0], _argument(root, 1, "dim", None))
         keepdim = _argument(root, 2, "keepdim", False)
-        return Reduction(root.args[0], dims, bool(keepdim), kind, finish)
-    source = node.args[0] if node.args else None
+        return Reduction(args_of(root)[0], dims, bool(keepdim), kind, finish)
+    source = args_of(node)[0] if args_of(node) else None
     if not isinstance(source, Node):
         return None
     if node.target in _WHOLE:

@@ -15,7 +15,7 @@ from ...ir.index import Index, ZERO, contiguous_strides
 from ...ir.ops import BY_ATEN, REGISTER_OF, ScalarOp
 from .builder import Builder
 from .reductions import lower_reduction, reduction_of
-from .shapes import CannotLower, dtype_name, size_index
+from .shapes import argument, CannotLower, dtype_name, size_index, args_of
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten
@@ -134,8 +134,8 @@ def result(b: Builder, node: Node, value: int) -> int:
 
 
 def _generic(b: Builder, node: Node, position: Position, op: ScalarOp) -> int:
-    arguments = list(node.args[: op.arity])
-    if len(node.args) > op.arity or len(arguments) < op.arity or node.kwargs:
+    arguments = list(args_of(node)[: op.arity])
+    if len(args_of(node)) > op.arity or len(arguments) < op.arity or node.kwargs:
         raise CannotLower(f"{node.target} with these arguments")
     if op.name == "pow":
         return _pow(b, node, position)
@@ -152,10 +152,10 @@ def _generic(b: Builder, node: Node, position: Position, op: ScalarOp) -> int:
 
 
 def _binary(b: Builder, node: Node, position: Position, op: str, swap: bool = False) -> int:
-    left, right = node.args[:2]
+    left, right = args_of(node)[:2]
     register = REGISTER_OF[dtype_name(compute_dtype([left, right], False))]
     x, y = operand(b, left, position, register), operand(b, right, position, register)
-    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    alpha = argument(node, 2, "alpha", 1)
     if swap:
         x, y = y, x
         if alpha != 1:
@@ -184,18 +184,18 @@ def _rsub(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def _mul(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[dtype_name(compute_dtype(list(node.args[:2]), False))]
-    x, y = (operand(b, argument, position, register) for argument in node.args[:2])
+    register = REGISTER_OF[dtype_name(compute_dtype(list(args_of(node)[:2]), False))]
+    x, y = (operand(b, argument, position, register) for argument in args_of(node)[:2])
     op = "logical_and" if register == "b1" else "mul"
     return result(b, node, b.apply(op, x, y))
 
 
 @rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def _div_mode(b: Builder, node: Node, position: Position) -> int:
-    mode = node.kwargs.get("rounding_mode", node.args[2] if len(node.args) > 2 else None)
-    dtype = dtype_name(compute_dtype(list(node.args[:2]), mode is None))
+    mode = argument(node, 2, "rounding_mode", None)
+    dtype = dtype_name(compute_dtype(list(args_of(node)[:2]), mode is None))
     register = REGISTER_OF[dtype]
-    x, y = (operand(b, argument, position, register) for argument in node.args[:2])
+    x, y = (operand(b, argument, position, register) for argument in args_of(node)[:2])
     if mode is None:
         return result(b, node, b.apply("div", x, y))
     x, y = b.rounded(x, dtype), b.rounded(y, dtype)
@@ -208,7 +208,7 @@ def _div_mode(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def _pow(b: Builder, node: Node, position: Position) -> int:
-    base, exponent = node.args[:2]
+    base, exponent = args_of(node)[:2]
     dtype = compute_dtype([base, exponent], False)
     register = REGISTER_OF[dtype_name(dtype)]
     if not isinstance(exponent, Node) and register in ("f32", "f64"):
@@ -241,15 +241,15 @@ def _pow(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    condition = b.cast(read(b, node.args[0], position), "b1")
-    x, y = (operand(b, argument, position, register) for argument in node.args[1:3])
+    condition = b.cast(read(b, args_of(node)[0], position), "b1")
+    x, y = (operand(b, argument, position, register) for argument in args_of(node)[1:3])
     return b.apply("where", condition, x, y, dtype=register)
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    x, mask, fill = node.args[:3]
+    x, mask, fill = args_of(node)[:3]
     condition = b.cast(read(b, mask, position), "b1")
     other = operand(b, fill, position, register)
     return b.apply("where", condition, other, operand(b, x, position, register), dtype=register)
@@ -266,16 +266,16 @@ def _masked_fill(b: Builder, node: Node, position: Position) -> int:
 )
 def _clamp(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    bounds = [*node.args[1:3], None, None][:2]
+    bounds = [*args_of(node)[1:3], None, None][:2]
     if node.target in (aten.clamp_max.default, aten.clamp_max.Tensor):
-        bounds = [None, bounds[0] if node.args[1:] else node.kwargs.get("max")]
+        bounds = [None, bounds[0] if args_of(node)[1:] else node.kwargs.get("max")]
     low = bounds[0] if bounds[0] is not None else node.kwargs.get("min", node.kwargs.get("min_val"))
     high = bounds[1]
     if high is None:
         high = node.kwargs.get("max", node.kwargs.get("max_val"))
     if node.target is aten.hardtanh.default:
         low, high = -1 if low is None else low, 1 if high is None else high
-    value = operand(b, node.args[0], position, register)
+    value = operand(b, args_of(node)[0], position, register)
     if low is not None:
         value = b.apply("maximum", value, operand(b, low, position, register))
     if high is not None:
@@ -286,8 +286,8 @@ def _clamp(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.addcmul.default, aten.addcdiv.default)
 def _addc(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    base, x, y = (operand(b, a, position, register) for a in node.args[:3])
-    scale = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 1)
+    base, x, y = (operand(b, a, position, register) for a in args_of(node)[:3])
+    scale = argument(node, 3, "value", 1)
     if node.target is aten.addcdiv.default and register not in ("f32", "f64"):
         raise CannotLower("addcdiv of integers")
     if scale != 1:
@@ -299,7 +299,7 @@ def _addc(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.lerp.Scalar, aten.lerp.Tensor)
 def _lerp(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    start, end, weight = (operand(b, a, position, register) for a in node.args[:3])
+    start, end, weight = (operand(b, a, position, register) for a in args_of(node)[:3])
     span = b.apply("sub", end, start)
     near = b.apply("add", start, b.apply("mul", weight, span))
     one = b.const(1.0, register)
@@ -313,7 +313,7 @@ def _lerp(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten._to_copy.default, prims.convert_element_type.default)
 def _convert(b: Builder, node: Node, position: Position) -> int:
-    source = node.args[0]
+    source = args_of(node)[0]
     value = b.rounded(b.value(source, position), b.facts[source].dtype)
     return b.cast(value, b.facts[node].dtype)
 
@@ -326,12 +326,12 @@ def _convert(b: Builder, node: Node, position: Position) -> int:
     prims.device_put.default,
 )
 def _clone(b: Builder, node: Node, position: Position) -> int:
-    return b.value(node.args[0], position)
+    return b.value(args_of(node)[0], position)
 
 
 @rule(aten.copy.default, aten.copy_.default)
 def _copy(b: Builder, node: Node, position: Position) -> int:
-    source = node.args[1]
+    source = args_of(node)[1]
     target = b.facts[node].dtype
     if not isinstance(source, Node):
         return number(b, source, REGISTER_OF[target])
@@ -344,9 +344,10 @@ def _copy(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default)
 def _full(b: Builder, node: Node, position: Position) -> int:
-    place = {aten.scalar_tensor.default: 0, aten.new_full.default: 2}.get(node.target, 1)
+    target: Any = node.target
+    place = {aten.scalar_tensor.default: 0, aten.new_full.default: 2}.get(target, 1)
     dtype = b.facts[node].dtype
-    value = number(b, node.args[place], REGISTER_OF[dtype])
+    value = number(b, args_of(node)[place], REGISTER_OF[dtype])
     return b.cast(value, dtype)
 
 
@@ -377,8 +378,8 @@ def _arange(b: Builder, node: Node, position: Position) -> int:
     if node.target is prims.iota.default:
         start, step = node.kwargs.get("start", 0), node.kwargs.get("step", 1)
     elif node.target is not aten.arange.default:
-        start = node.args[0]
-        step = node.args[2] if len(node.args) > 2 else 1
+        start = args_of(node)[0]
+        step = args_of(node)[2] if len(args_of(node)) > 2 else 1
     dtype = b.facts[node].dtype
     register = REGISTER_OF[dtype]
     whole = not any(isinstance(v, float) for v in (start, step))
@@ -387,9 +388,7 @@ def _arange(b: Builder, node: Node, position: Position) -> int:
         return b.cast(b.index(index), dtype)
     wide = "f64" if register == "f64" else "f32"
     at = b.cast(b.index(position[0]), wide)
-    value = b.apply(
-        "add", number(b, start, wide), b.apply("mul", at, number(b, step, wide))
-    )
+    value = b.apply("add", number(b, start, wide), b.apply("mul", at, number(b, step, wide)))
     return b.cast(value, dtype)
 
 
@@ -403,13 +402,13 @@ _FAR = Index.of(1 << 40)
 
 @rule(aten.tril.default, aten.triu.default)
 def _triangle(b: Builder, node: Node, position: Position) -> int:
-    diagonal = size_of(node.args[1] if len(node.args) > 1 else node.kwargs.get("diagonal", 0))
+    diagonal = size_of(argument(node, 1, "diagonal", 0))
     across = position[-1] - position[-2]
     if node.target is aten.tril.default:
         keep = b.in_range(across, -_FAR, diagonal + 1)
     else:
         keep = b.in_range(across, diagonal, _FAR)
-    value = b.value(node.args[0], position)
+    value = b.value(args_of(node)[0], position)
     zero = b.const(0, b.dtype(value))
     return b.apply("where", keep, value, zero, dtype=b.dtype(value))
 
@@ -423,13 +422,15 @@ def _eye(b: Builder, node: Node, position: Position) -> int:
 # -- activations whose backward is one formula ----------------------------------------------------
 
 
-def _float_operands(b: Builder, node: Node, position: Position, count: int) -> tuple[str, list[int]]:
+def _float_operands(
+    b: Builder, node: Node, position: Position, count: int
+) -> tuple[str, list[int]]:
     register = REGISTER_OF[b.facts[node].dtype]
-    return register, [operand(b, a, position, register) for a in node.args[:count]]
+    return register, [operand(b, a, position, register) for a in args_of(node)[:count]]
 
 
 def _approximate(node: Node, place: int) -> str:
-    return node.kwargs.get("approximate", node.args[place] if len(node.args) > place else "none")
+    return argument(node, place, "approximate", "none")
 
 
 _ROOT_TWO_OVER_PI = math.sqrt(2 / math.pi)
@@ -502,23 +503,23 @@ def _tanh_backward(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.relu.default)
 def _relu(b: Builder, node: Node, position: Position) -> int:
-    value = b.value(node.args[0], position)
+    value = b.value(args_of(node)[0], position)
     return b.apply("maximum", value, b.const(0, b.dtype(value)))
 
 
 @rule(aten.threshold_backward.default)
 def _threshold_backward(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    gradient, x = (operand(b, a, position, register) for a in node.args[:2])
-    below = b.apply("le", x, number(b, node.args[2], register), dtype="b1")
+    gradient, x = (operand(b, a, position, register) for a in args_of(node)[:2])
+    below = b.apply("le", x, number(b, args_of(node)[2], register), dtype="b1")
     return b.apply("where", below, b.const(0, register), gradient, dtype=register)
 
 
 @rule(aten.hardtanh_backward.default)
 def _hardtanh_backward(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
-    gradient, x = (operand(b, a, position, register) for a in node.args[:2])
-    low, high = (number(b, v, register) for v in node.args[2:4])
+    gradient, x = (operand(b, a, position, register) for a in args_of(node)[:2])
+    low, high = (number(b, v, register) for v in args_of(node)[2:4])
     under = b.apply("le", x, low, dtype="b1")
     over = b.apply("ge", x, high, dtype="b1")
     outside = b.apply("logical_or", under, over)
@@ -528,7 +529,7 @@ def _hardtanh_backward(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.leaky_relu.default)
 def _leaky_relu(b: Builder, node: Node, position: Position) -> int:
     register, (x,) = _float_operands(b, node, position, 1)
-    slope = number(b, node.args[1] if len(node.args) > 1 else 0.01, register)
+    slope = number(b, args_of(node)[1] if len(args_of(node)) > 1 else 0.01, register)
     above = b.apply("gt", x, b.const(0.0, register), dtype="b1")
     return b.apply("where", above, x, b.apply("mul", x, slope), dtype=register)
 
@@ -536,7 +537,7 @@ def _leaky_relu(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.leaky_relu_backward.default)
 def _leaky_relu_backward(b: Builder, node: Node, position: Position) -> int:
     register, (gradient, x) = _float_operands(b, node, position, 2)
-    slope = number(b, node.args[2], register)
+    slope = number(b, args_of(node)[2], register)
     above = b.apply("gt", x, b.const(0.0, register), dtype="b1")
     return b.apply("where", above, gradient, b.apply("mul", gradient, slope), dtype=register)
 
@@ -546,7 +547,7 @@ def _leaky_relu_backward(b: Builder, node: Node, position: Position) -> int:
 
 def _philox(kind: str) -> Rule:
     def lower_philox(b: Builder, node: Node, position: Position) -> int:
-        seed, site = node.args[:2]
+        seed, site = args_of(node)[:2]
         linear = Index.of(site) * Index.of(1 << 40)
         shape = b.facts[node].shape
         for at, stride in zip(position, contiguous_strides(shape), strict=True):
@@ -568,5 +569,5 @@ def register_philox() -> None:
 def _getitem(b: Builder, node: Node, position: Position) -> int:
     reduction = reduction_of(node)
     if reduction is None:
-        raise CannotLower(f"{node.args[0]} gives several results")
+        raise CannotLower(f"{args_of(node)[0]} gives several results")
     return lower_reduction(b, node, reduction, position)

@@ -114,6 +114,18 @@ def describe(tensor: torch.Tensor) -> TensorInfo:
     )
 
 
+def args_of(node: Node) -> tuple[Any, ...]:
+    """A node's positional arguments, untyped: what each is follows from the operator."""
+    return node.args
+
+
+def argument(node: Node, number: int, name: str, default: Any = None) -> Any:
+    """A positional argument, or the keyword of that name, or the default."""
+    if len(node.args) > number:
+        return node.args[number]
+    return node.kwargs.get(name, default)
+
+
 class Facts:
     """`TensorInfo` of graph nodes, worked out once a node."""
 
@@ -133,10 +145,9 @@ class Facts:
 def memory_order(info: TensorInfo) -> list[int]:
     """Dims of size other than 1, outermost in memory first."""
     dims = [dim for dim, size in enumerate(info.shape) if size != ONE]
-    constants = [info.strides[dim].constant() for dim in dims]
-    if all(stride is not None for stride in constants):
-        ranked = sorted(zip(constants, dims, strict=True), key=lambda pair: (-pair[0], pair[1]))
-        return [dim for _, dim in ranked]
+    known = [(stride, dim) for dim in dims if (stride := info.strides[dim].constant()) is not None]
+    if len(known) == len(dims):
+        return [dim for _, dim in sorted(known, key=lambda pair: (-pair[0], pair[1]))]
 
     def weight(dim: int) -> tuple[int, int, int]:
         stride = info.strides[dim]

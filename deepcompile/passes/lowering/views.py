@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.index import Index, ONE, ZERO, contiguous_strides, floordiv, mod
-from .shapes import Facts, size_index
+from .shapes import argument, Facts, size_index, args_of
 
 aten = torch.ops.aten
 Position = tuple[Index, ...]
@@ -94,16 +94,15 @@ def _dim(dim: int, rank: int) -> int:
 
 
 def _slice(node: Node, position: Position, source: Position, extents: Extents) -> Position:
-    arguments = list(node.args) + [None] * (5 - len(node.args))
-    dim = _dim(node.kwargs.get("dim", arguments[1]) or 0, len(source))
-    start, step = arguments[2] or 0, node.kwargs.get("step", arguments[4]) or 1
+    dim = _dim(argument(node, 1, "dim") or 0, len(source))
+    start, step = argument(node, 2, "start") or 0, argument(node, 4, "step") or 1
     first = _start(node, source[dim], start)
     return (*position[:dim], first + position[dim] * _number(step), *position[dim + 1 :])
 
 
 def _select(node: Node, position: Position, source: Position, extents: Extents) -> Position:
-    dim = _dim(node.args[1], len(source))
-    index = _number(node.args[2])
+    dim = _dim(args_of(node)[1], len(source))
+    index = _number(args_of(node)[2])
     if (index.constant() or 0) < 0:
         index = index + source[dim]
     return (*position[:dim], index, *position[dim:])
@@ -111,7 +110,7 @@ def _select(node: Node, position: Position, source: Position, extents: Extents) 
 
 def _permute(node: Node, position: Position, source: Position, extents: Extents) -> Position:
     result = [ZERO] * len(source)
-    for out, dim in enumerate(node.args[1]):
+    for out, dim in enumerate(args_of(node)[1]):
         result[_dim(dim, len(source))] = position[out]
     return tuple(result)
 
@@ -119,7 +118,7 @@ def _permute(node: Node, position: Position, source: Position, extents: Extents)
 def _transpose(node: Node, position: Position, source: Position, extents: Extents) -> Position:
     if len(source) < 2:
         return position
-    a, b = (0, 1) if len(node.args) < 3 else (_dim(d, len(source)) for d in node.args[1:3])
+    a, b = (0, 1) if len(args_of(node)) < 3 else (_dim(d, len(source)) for d in args_of(node)[1:3])
     result = list(position)
     result[a], result[b] = result[b], result[a]
     return tuple(result)
@@ -146,7 +145,7 @@ def _squeezed(node: Node, position: Position, source: Position, extents: Extents
     shape = tuple(size_index(size) for size in node.meta["val"].shape)
     if shape == source:
         return position
-    names = node.args[1] if len(node.args) > 1 else range(len(source))
+    names = args_of(node)[1] if len(args_of(node)) > 1 else range(len(source))
     dims = {_dim(d, len(source)) for d in ([names] if isinstance(names, int) else names)}
     rest = iter(position)
     return tuple(
@@ -155,7 +154,7 @@ def _squeezed(node: Node, position: Position, source: Position, extents: Extents
 
 
 def _unsqueeze(node: Node, position: Position, source: Position, extents: Extents) -> Position:
-    dim = _dim(node.args[1], len(source) + 1)
+    dim = _dim(args_of(node)[1], len(source) + 1)
     return (*position[:dim], *position[dim + 1 :])
 
 
@@ -164,9 +163,9 @@ def _same(node: Node, position: Position, source: Position, extents: Extents) ->
 
 
 def _diagonal(node: Node, position: Position, source: Position, extents: Extents) -> Position:
-    offset = node.args[1] if len(node.args) > 1 else 0
-    first = _dim(node.args[2] if len(node.args) > 2 else 0, len(source))
-    second = _dim(node.args[3] if len(node.args) > 3 else 1, len(source))
+    offset = args_of(node)[1] if len(args_of(node)) > 1 else 0
+    first = _dim(args_of(node)[2] if len(args_of(node)) > 2 else 0, len(source))
+    second = _dim(args_of(node)[3] if len(args_of(node)) > 3 else 1, len(source))
     rest = iter(position[:-1])
     along = position[-1]
     return tuple(
@@ -207,12 +206,13 @@ _SPLITS = (
     aten.unbind.int,
 )
 
+
 def is_view(node: Node) -> bool:
     """Whether the node only re-reads its input's memory at other positions."""
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
-        return node.args[0].target in _SPLITS
+        return args_of(node)[0].target in _SPLITS
     return node.target in VIEWS
 
 
@@ -223,7 +223,7 @@ def is_split(node: Node) -> bool:
 
 def view_source(node: Node) -> Node:
     """The tensor that a view reads."""
-    return node.args[0].args[0] if node.target is operator.getitem else node.args[0]
+    return args_of(args_of(node)[0])[0] if node.target is operator.getitem else args_of(node)[0]
 
 
 def view_position(node: Node, position: Position, facts: Facts, extents: Extents) -> Position:
@@ -235,16 +235,16 @@ def view_position(node: Node, position: Position, facts: Facts, extents: Extents
 
 
 def _split_position(node: Node, position: Position, source: Position) -> Position:
-    split, number = node.args
-    last = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
+    split, number = args_of(node)
+    last = args_of(split)[2] if len(args_of(split)) > 2 else split.kwargs.get("dim", 0)
     if split.target is aten.unbind.int:
-        dim = _dim(split.args[1] if len(split.args) > 1 else 0, len(source))
+        dim = _dim(args_of(split)[1] if len(args_of(split)) > 1 else 0, len(source))
         return (*position[:dim], Index.of(number), *position[dim:])
     dim = _dim(last, len(source))
     if split.target is aten.split.Tensor:
-        start = _number(split.args[1]) * number
+        start = _number(args_of(split)[1]) * number
     else:
         start = ZERO
-        for size in split.args[1][:number]:
+        for size in args_of(split)[1][:number]:
             start = start + _number(size)
     return (*position[:dim], start + position[dim], *position[dim + 1 :])

@@ -1,0 +1,192 @@
+"""Running states of reductions over a row, and of accumulators over all points."""
+
+from __future__ import annotations
+
+from ..ir.index import ZERO, Index
+from ..ir.nest import Accumulate, Reduce, Valued
+from ..ir.ops import C_SCALAR, C_VECTOR, MONOIDS
+from .cpp_text import literal
+from .cpp_values import Values
+from .schedule import LANES
+
+_SIZE_OF = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "b1": 1}
+
+
+class Reductions(Values):
+    """Declaring, updating and closing the states of monoids."""
+
+    def _accumulator_dtype(self, accumulate: Accumulate) -> str:
+        """Totals of f32 are kept in f64: one number a row costs nothing and loses nothing."""
+        column = accumulate.id in self.columns
+        return "f64" if not column and accumulate.dtype == "f32" else accumulate.dtype
+
+    def _offsets(self) -> dict[int, Index]:
+        at, offsets = ZERO, {}
+        for accumulate in self.accumulators:
+            offsets[accumulate.id] = at
+            size = Index.of(64)
+            if accumulate.id in self.columns:
+                size = self._row_length() * _SIZE_OF[accumulate.dtype] + 64
+            at = at + size
+        self._total_workspace = at
+        return offsets
+
+    def _workspace(self) -> Index:
+        self._offsets()
+        # Threads write to their own lines of the cache.
+        return self._total_workspace + 64 if self.accumulators else ZERO
+
+    def _start_accumulators(self) -> None:
+        for number, offset in self._offsets().items():
+            accumulate = self.definition[number]
+            assert isinstance(accumulate, Accumulate)
+            dtype = self._accumulator_dtype(accumulate)
+            kind = C_SCALAR[dtype]
+            identity = literal(identity_of(accumulate.kind, dtype), dtype)
+            if number in self.columns:
+                self.line(f"{kind} *acc{number} = ({kind} *)(mine + {self._c(offset)});")
+                length = self._c(self._row_length())
+                self.line(f"for (i64 i = 0; i < {length}; ++i) acc{number}[i] = {identity};")
+            else:
+                self.line(f"{kind} acc{number} = {identity};")
+
+    def _flush_totals(self) -> None:
+        for number, offset in self._offsets().items():
+            if number in self.columns:
+                continue
+            accumulate = self.definition[number]
+            assert isinstance(accumulate, Accumulate)
+            kind = C_SCALAR[self._accumulator_dtype(accumulate)]
+            self.line(f"*({kind} *)(mine + {self._c(offset)}) = acc{number};")
+
+    def _unrolling(self, inner: list[Valued], reduces: list[Reduce]) -> int:
+        """How many independent running states hide the latency of a short reduction."""
+        if not self.vector_in_rows or not reduces or len(inner) > 24:
+            return 1
+        if any(reduce.kind in ("argmax", "argmin") for reduce in reduces):
+            return 1
+        assert self.vector is not None
+        extent = self.kernel.extents[self.vector].constant()
+        if extent is not None and extent < 4 * LANES:
+            return 1
+        return 4 if len(inner) <= 6 else 2
+
+    def _declare_parts(self, reduce: Reduce) -> None:
+        dtype = self.definition[reduce.arg].dtype
+        identity = self._splat_literal(MONOIDS[reduce.kind].identity[dtype][0], dtype)
+        for part in range(1, self.unroll):
+            self.line(f"{C_VECTOR[dtype]} red{reduce.id}_{part} = {identity};")
+
+    def _join_parts(self, reduce: Reduce) -> None:
+        combine = MONOIDS[reduce.kind].combine
+        for part in range(1, self.unroll):
+            self.line(f"red{reduce.id} = {combine}(red{reduce.id}, red{reduce.id}_{part});")
+
+    def _reduce_is_vector(self, reduce: Reduce) -> bool:
+        """Whether the running state is a vector: it varies along the vector axis, or folds it."""
+        if self.vector_in_rows:
+            return True
+        return self.vector is not None and self.vector in self.varies[reduce.arg]
+
+    def _declare_reduce(self, reduce: Reduce, all_reduces: list[Reduce]) -> None:
+        leader = leader_of(reduce, all_reduces)
+        if leader is not reduce:
+            return
+        vector = self._reduce_is_vector(reduce)
+        monoid = MONOIDS[reduce.kind]
+        dtype = self.definition[reduce.arg].dtype
+        kinds = C_VECTOR if vector else C_SCALAR
+        identities = monoid.identity[dtype]
+        splat = self._splat_literal if vector else literal
+        if reduce.kind in ("argmax", "argmin"):
+            self.line(f"{kinds[dtype]} best{reduce.id} = {splat(identities[0], dtype)};")
+            self.line(f"{kinds['i64']} at{reduce.id} = {splat(identities[1], 'i64')};")
+            return
+        self.line(f"{kinds[dtype]} red{reduce.id} = {splat(identities[0], dtype)};")
+
+    def _effect_reduce(self, reduce: Reduce, position: Index) -> None:
+        monoid = MONOIDS[reduce.kind]
+        vector = self._reduce_is_vector(reduce)
+        dtype = self.definition[reduce.arg].dtype
+        value = self._as_vector(reduce.arg) if vector else self._value(reduce.arg)
+        folds = vector and self.vector_in_rows
+        if folds and self.tail:
+            identity = self._splat_literal(monoid.identity[dtype][0], dtype)
+            value = f"dc_where(dc_lane_mask({self.tail}), {value}, {identity})"
+        if reduce.kind in ("argmax", "argmin"):
+            logical = self._logical_position()
+            index = self._vector_index(logical) if vector else self._c(logical)
+            if folds and self.tail:
+                last = self._splat_literal(monoid.identity[dtype][1], "i64")
+                index = f"dc_where(dc_lane_mask({self.tail}), {index}, {last})"
+            if vector and not self.vector_in_rows:
+                index = f"dc_splat_i64({self._c(logical)})"
+            self.line(f"{monoid.combine}(best{reduce.id}, at{reduce.id}, {value}, {index});")
+            return
+        state = f"red{reduce.id}" + (f"_{self.part}" if self.part else "")
+        self.line(f"{state} = {monoid.combine}({state}, {value});")
+
+    def _close_reduce(
+        self, reduce: Reduce, all_reduces: list[Reduce], done: set[tuple[str, int]]
+    ) -> None:
+        leader = leader_of(reduce, all_reduces)
+        monoid = MONOIDS[reduce.kind]
+        vector = self._reduce_is_vector(reduce)
+        folds = vector and self.vector_in_rows
+        dtype = self.definition[reduce.arg].dtype
+        key = (reduce.kind, reduce.arg)
+        if reduce.kind in ("argmax", "argmin"):
+            best, at = f"best{leader.id}", f"at{leader.id}"
+            if folds:
+                if key not in done:
+                    self.line(f"{C_SCALAR[dtype]} top{leader.id}; i64 where{leader.id};")
+                    self.line(
+                        f"{monoid.horizontal}({best}, {at}, &top{leader.id}, &where{leader.id});"
+                    )
+                    done.add(key)
+                best, at = f"top{leader.id}", f"where{leader.id}"
+            self._name(reduce.id, at if reduce.part == "index" else best, vector and not folds)
+            return
+        if folds:
+            kind = C_SCALAR[reduce.dtype]
+            self.line(f"const {kind} v{reduce.id} = {monoid.horizontal}(red{leader.id});")
+            self._name(reduce.id, f"v{reduce.id}", False)
+            return
+        self._name(reduce.id, f"red{leader.id}", vector)
+
+    def _effect_accumulate(self, accumulate: Accumulate, position: Index) -> None:
+        combine = MONOIDS[accumulate.kind].combine
+        number = accumulate.id
+        if number in self.columns:
+            at = f"acc{number} + {self._c(position)}"
+            if not self.vector_in_rows:
+                self.line(f"*({at}) = {combine}(*({at}), {self._value(accumulate.arg)});")
+                return
+            value = self._as_vector(accumulate.arg)
+            if self.tail:
+                self.line(
+                    f"dc_storen({at}, {combine}(dc_loadn({at}, {self.tail}), {value}), {self.tail});"
+                )
+            else:
+                self.line(f"dc_store({at}, {combine}(dc_load({at}), {value}));")
+            return
+        kind = C_SCALAR[self._accumulator_dtype(accumulate)]
+        if self.vector is not None and not self.vector_in_rows:
+            value = self._as_vector(accumulate.arg)
+            if self.tail:
+                identity = self._splat_literal(
+                    identity_of(accumulate.kind, accumulate.dtype), accumulate.dtype
+                )
+                value = f"dc_where(dc_lane_mask({self.tail}), {value}, {identity})"
+            self.line(f"part{number} = {combine}(part{number}, {value});")
+            return
+        self.line(f"acc{number} = {combine}(acc{number}, ({kind}){self._value(accumulate.arg)});")
+
+
+def leader_of(reduce: Reduce, reduces: list[Reduce]) -> Reduce:
+    """The first reduction with the same kind and argument: parts of one monoid share its state."""
+    return next(r for r in reduces if r.kind == reduce.kind and r.arg == reduce.arg)
+
+
+def identity_of(kind: str, dtype: str) -> float | int | bool:
+    return MONOIDS[kind].identity[dtype][0]
