@@ -1,0 +1,327 @@
+"""Compiles and checks cases in this process; a line of JSON before and after each."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import itertools
+import json
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+import deepcompile.backend
+from tests.opinfo.cases import DTYPES, Case, excluded, is_native_extern, operators
+from tests.opinfo.compare import difference
+
+Options = dict[str, Any]
+
+
+class TimedOut(BaseException):
+    """A case took longer than it may. No `Exception`, so that no handler swallows it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimedOut` in the block when it takes longer."""
+
+    def expire(*_: Any) -> None:
+        raise TimedOut
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def check(case: Case, samples: int, seconds: float = 60.0, options: Options | None = None) -> dict:
+    """Compile and compare one case; `samples` of 0 means all.
+
+    Returns a dict with `status` ("ok", "wrong", "error", "timeout" or "skipped"), `kind` ("native",
+    "extern", "fallback", "graph break", "untraceable") and what led to them.
+    """
+    row: dict[str, Any] = {"op": case.op, "dtype": case.dtype, "mode": case.mode}
+    start = time.perf_counter()
+    try:
+        with time_limit(seconds):
+            row.update(_check(case, samples, options or {}))
+    except TimedOut:
+        row.update(status="timeout", kind="error", reason=f"more than {seconds} s")
+    row["seconds"] = round(time.perf_counter() - start, 2)
+    return row
+
+
+def _check(case: Case, samples: int, options: Options) -> dict[str, Any]:
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+    op, dtype = operators()[case.op], DTYPES[case.dtype]
+    differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
+    torch.manual_seed(0)
+    random.seed(0)
+    inputs = list(op.sample_inputs("cpu", dtype, requires_grad=differentiable))
+    chosen = _spread(inputs, samples)
+    found = _Findings()
+    compared = 0
+    for sample in chosen:
+        compared += _one(case, op, sample, differentiable, options, found)
+    if not compared and not found.problems:
+        return {"status": "skipped", "kind": "untraceable", "reason": found.reason() or "no sample"}
+    result: dict[str, Any] = {"status": "ok", "kind": found.kind(), "samples": compared}
+    if found.externs:
+        result["externs"] = sorted(found.externs)
+    if found.reason():
+        result["reason"] = found.reason()
+    if found.problems:
+        result["status"] = found.problems[0][0]
+        result["problems"] = [f"{status}: {text}" for status, text in found.problems[:4]]
+    result["kernels"] = found.kernels
+    return result
+
+
+def _spread(inputs: list[Any], count: int) -> list[Any]:
+    if not count or count >= len(inputs):
+        return inputs
+    return [inputs[(2 * i + 1) * len(inputs) // (2 * count)] for i in range(count)]
+
+
+class _Findings:
+    """What the samples of a case showed, together."""
+
+    def __init__(self) -> None:
+        self.externs: set[str] = set()
+        self.fallbacks: list[str] = []
+        self.breaks: list[str] = []
+        self.untraceable: list[str] = []
+        self.problems: list[tuple[str, str]] = []
+        self.kernels = 0
+
+    def add(self, recording: deepcompile.backend.Recording) -> None:
+        for graph in recording.graphs:
+            self.externs |= {name for name, _ in graph.externs if not is_native_extern(name)}
+            self.kernels += len(graph.kernels)
+        for event, fields in recording.events:
+            if event == "fallback":
+                self.fallbacks.append(str(fields.get("reason")))
+
+    def kind(self) -> str:
+        if self.untraceable:
+            return "untraceable"
+        if self.fallbacks:
+            return "fallback"
+        if self.breaks:
+            return "graph break"
+        return "extern" if self.externs else "native"
+
+    def reason(self) -> str:
+        return next(iter([*self.untraceable, *self.fallbacks, *self.breaks]), "")[:400]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
+def _fresh(sample: Any, wide: bool = False) -> tuple[Any, Any, list[Tensor]]:
+    """Arguments that share nothing with the sample, and those of them that need gradients."""
+    leaves: list[Tensor] = []
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, torch.dtype) and wide:
+            return torch.float64 if value.is_floating_point else value
+        if not isinstance(value, Tensor):
+            return value
+        result = _same_layout(value.detach())
+        if wide and value.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            result = result.double()
+        if value.requires_grad:
+            leaves.append(result.requires_grad_())
+        return result
+
+    args = tree_map(copy, (sample.input, *sample.args))
+    kwargs = tree_map(copy, sample.kwargs)
+    return args, kwargs, leaves
+
+
+def _same_layout(value: Tensor) -> Tensor:
+    if value.layout is not torch.strided or value.is_quantized or value.is_contiguous():
+        return value.clone()
+    storage = value.untyped_storage().clone()
+    result = torch.empty(0, dtype=value.dtype).set_(
+        storage, value.storage_offset(), value.size(), value.stride()
+    )
+    return result.conj() if value.is_conj() else result
+
+
+def _run(
+    function: Callable[..., Any], sample: Any, wide: bool = False
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Outputs, and gradients of a fixed random combination of them."""
+    args, kwargs, leaves = _fresh(sample, wide)
+    torch.manual_seed(1)
+    outputs = _tensors(function(*args, **kwargs))
+    outputs = [_processed(sample, out) for out in outputs]
+    through = [out for out in outputs if out.requires_grad]
+    if not leaves or not through:
+        return [out.detach() for out in outputs], []
+    weights = []
+    for number, out in enumerate(through):
+        generator = torch.Generator().manual_seed(number)
+        real = torch.rand(out.shape, generator=generator) + 0.5
+        weight = real.to(torch.float32 if out.is_complex() else sample_dtype(sample, out))
+        weights.append(weight.to(out.dtype))
+    gradients = torch.autograd.grad(through, leaves, weights, allow_unused=True)
+    return [out.detach() for out in outputs], list(gradients)
+
+
+def sample_dtype(sample: Any, out: Tensor) -> torch.dtype:
+    """The precision in which a gradient enters, so that float64 sees the same numbers."""
+    given = [t.dtype for t in _tensors((sample.input, sample.args)) if t.is_floating_point()]
+    return given[0] if given else out.dtype
+
+
+def _processed(sample: Any, out: Tensor) -> Tensor:
+    return out
+
+
+def _one(
+    case: Case, op: Any, sample: Any, differentiable: bool, options: Options, found: _Findings
+) -> int:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        result = op.op(*args, **kwargs)
+        return sample.output_process_fn_grad(result) if differentiable else result
+
+    try:
+        eager, eager_gradients = _run(function, sample)
+    except Exception:
+        return 0
+    precise: list[Tensor] | None = None
+    precise_gradients: list[Tensor | None] = []
+    with contextlib.suppress(Exception):
+        precise, precise_gradients = _run(function, sample, wide=True)
+    got = _compiled(case, function, sample, options, found)
+    if got is None:
+        return 0
+    outputs, gradients = got
+    if precise is None or [p.shape for p in precise] != [e.shape for e in eager]:
+        precise, precise_gradients = None, []
+    _compare(case, "output", outputs, eager, precise, found)
+    if len(precise_gradients) != len(eager_gradients):
+        precise_gradients = [None] * len(eager_gradients)
+    for number, (mine, theirs, exact) in enumerate(
+        itertools.zip_longest(gradients, eager_gradients, precise_gradients)
+    ):
+        if (mine is None) != (theirs is None):
+            # A gradient that is zero everywhere may be missing on one side.
+            present = mine if mine is not None else theirs
+            if present is not None and bool((present != 0).any()):
+                found.problems.append(("wrong", f"gradient {number} is missing on one side"))
+            continue
+        if mine is not None and excluded(case.op) is None:
+            reason = difference(mine, theirs, exact)
+            if reason is not None:
+                found.problems.append(("wrong", f"gradient {number}: {reason}"))
+    return 1
+
+
+def _compiled(
+    case: Case, function: Callable[..., Any], sample: Any, options: Options, found: _Findings
+) -> tuple[list[Tensor], list[Tensor | None]] | None:
+    dynamic = case.mode == "dynamic"
+    for whole in (True, False):
+        torch._dynamo.reset()
+        with deepcompile.backend.recording() as record:
+            try:
+                compiled = torch.compile(
+                    function, backend="deepep", fullgraph=whole, dynamic=dynamic, options=options
+                )
+                result = _run(compiled, sample)
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}".strip()
+                if whole and _is_dynamo(error):
+                    found.breaks.append(text.splitlines()[0])
+                    continue
+                if _is_dynamo(error):
+                    found.untraceable.append(text.splitlines()[0])
+                    return None
+                found.add(record)
+                found.problems.append(("error", " ".join(text.split())[:400]))
+                return None
+        found.add(record)
+        if not whole and not record.graphs and not record.events:
+            # Dynamo left everything to Python: nothing of ours ran.
+            found.untraceable.append(found.breaks[-1] if found.breaks else "nothing was captured")
+        elif not record.graphs and _moved(record) is None and False:
+            return None
+        return result
+    return None
+
+
+def _moved(record: Any) -> None:
+    return None
+
+
+def _is_dynamo(error: Exception) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"BackendCompilerFailed", "CompileError"}:
+        return False
+    return bool(
+        names & {"TorchDynamoException", "GuardOnDataDependentSymNode", "UserErrorType", "Unsupported"}
+    )
+
+
+def _compare(
+    case: Case,
+    what: str,
+    got: list[Tensor],
+    eager: list[Tensor],
+    precise: list[Tensor] | None,
+    found: _Findings,
+) -> None:
+    if len(got) != len(eager):
+        found.problems.append(("wrong", f"{len(got)} outputs instead of {len(eager)}"))
+        return
+    for number, (mine, theirs) in enumerate(zip(got, eager, strict=True)):
+        if excluded(case.op) is not None:
+            same = mine.dtype == theirs.dtype and mine.shape == theirs.shape
+            reason = None if same else "another shape or dtype"
+        else:
+            reason = difference(mine, theirs, None if precise is None else precise[number])
+        if reason is not None:
+            found.problems.append(("wrong", f"{what} {number}: {reason}"))
+
+
+def main(lines: TextIO, out: TextIO) -> None:
+    """Read a line of settings and then cases; write `{"start": key}` and a result for each."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    settings = json.loads(lines.readline())
+    torch.set_num_threads(settings["threads"])
+    for line in lines:
+        case = Case(**json.loads(line))
+        print(json.dumps({"start": case.key}), file=out, flush=True)
+        try:
+            row = check(case, settings["samples"], settings["timeout"], settings["options"])
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            row = {**vars(case), "status": "error", "kind": "error", "problems": [text[:300]]}
+        print(json.dumps(row), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    import os
+
+    # Results go where the first standard output went; what libraries print goes to stderr.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    main(sys.stdin, results)
