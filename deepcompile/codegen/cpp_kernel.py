@@ -18,7 +18,7 @@ class CppKernel:
 
     Attributes:
         body: the text of functions `NAME_body` and `NAME(void **buffers, const i64 *sizes, char
-            *workspace, i64 threads)`.
+            *workspace, i64 threads, int *failed)`; `*failed` is set when a check of an index fails.
         workspace: bytes of scratch for each thread, as a size expression.
     """
 
@@ -35,7 +35,6 @@ def emit_kernel(kernel: Kernel, name: str) -> CppKernel:
 class _Emitter(Loops):
     def emit(self) -> CppKernel:
         self.lines = []
-        kernel = self.kernel
         self._unpack()
         if self.accumulators:
             self.line("char *mine = workspace + tid * stride;")
@@ -49,31 +48,35 @@ class _Emitter(Loops):
             self._flush_totals()
         body = "\n".join(self.lines)
         finish = self._finish()
-        struct = f"struct {self.name}_call {{ void **buffers; const i64 *sizes; char *workspace; i64 stride; }};"
+        struct = (
+            f"struct {self.name}_call {{ void **buffers; const i64 *sizes; char *workspace; "
+            "i64 stride; int *failed; };"
+        )
         head = f"static void {self.name}_body(void *call_, i64 tid, i64 threads) {{"
         unpack = (
             f"  const {self.name}_call &call = *({self.name}_call *)call_;\n"
             "  void *const *buffers = call.buffers; const i64 *sizes = call.sizes;\n"
             "  char *workspace = call.workspace; const i64 stride = call.stride;\n"
+            "  int *failed = call.failed; (void)failed;\n"
             "  (void)buffers; (void)sizes; (void)workspace; (void)stride; (void)tid; (void)threads;"
         )
         workspace = self._workspace()
         units, work = self._units(), self._c(self._work())
         main = [
-            f'extern "C" void {self.name}(void **buffers, const i64 *sizes, char *workspace, i64 threads) {{',
+            f'extern "C" void {self.name}(void **buffers, const i64 *sizes, char *workspace, '
+            "i64 threads, int *failed) {",
             *self._size_lines(),
             f"  const i64 units = {units}, work = {work};",
             "  i64 team = work / 32768 + 1;",
             "  team = team < threads ? team : threads;",
             "  team = team < units ? team : units;",
             "  if (team < 1) team = 1;",
-            f"  {self.name}_call call = {{buffers, sizes, workspace, {self._c(workspace)}}};",
+            f"  {self.name}_call call = {{buffers, sizes, workspace, {self._c(workspace)}, failed}};",
             f"  dc_parallel({self.name}_body, &call, team);",
             finish,
             "}",
         ]
         text = "\n".join([struct, head, unpack, body, "}", *[m for m in main if m]])
-        _ = kernel
         return CppKernel(text, workspace)
 
     def _size_lines(self) -> list[str]:

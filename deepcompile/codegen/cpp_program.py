@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib import resources
 
 from ..ir.index import Index
+from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
 from .program import ProgramSpec
 from .steps import ExternStep, KernelStep, TransposeStep
@@ -32,7 +33,8 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
     """C++ of a program. Kernel `i` of the spec becomes the function `k<i>`.
 
     The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
-    i64 threads, int (*extern_call)(int))`; it returns the non-zero answer of a failed extern call.
+    i64 threads, int (*extern_call)(int))`; it returns 0, -1 when an extern call failed, or 1 + the
+    number of the step in which the user's index was out of range.
     """
     kernels: list[CppKernel] = [
         emit_kernel(op.nest, f"k{number}") for number, op in enumerate(spec.kernels)
@@ -42,17 +44,20 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
         'extern "C" int deepcompile_program(void **slots, const i64 *sizes, char *workspace,',
         "                                   i64 threads, int (*extern_call)(int)) {",
         "  (void)slots; (void)sizes; (void)workspace; (void)threads; (void)extern_call;",
+        "  int failed = 0; (void)failed;",
     ]
     extern = 0
-    for step in spec.steps:
+    for number, step in enumerate(spec.steps):
         if isinstance(step, ExternStep):
-            lines.append(f"  if (int failed = extern_call({extern})) return failed;")
+            lines.append(f"  if (extern_call({extern})) return -1;")
             extern += 1
             continue
         if isinstance(step, TransposeStep):
             lines.append(_transpose(step, names))
             continue
         lines.append(_call(step, names))
+        if any(isinstance(instr, Check) for instr in step.op.nest.instructions()):
+            lines.append(f"  if (failed) return {number + 1};")
     lines += ["  return 0;", "}"]
     source = "\n".join([prelude(), *[kernel.body for kernel in kernels], *lines, ""])
     return CppProgram(
@@ -67,7 +72,7 @@ def _call(step: KernelStep, names: list[str]) -> str:
     sizes = ", ".join(f"sizes[{names.index(name)}]" for name in step.sizes) or "0"
     return (
         f"  {{ void *b[] = {{{buffers}}}; const i64 z[] = {{{sizes}}}; "
-        f"k{step.function}(b, z, workspace, threads); }}"
+        f"k{step.function}(b, z, workspace, threads, &failed); }}"
     )
 
 

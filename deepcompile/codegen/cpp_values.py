@@ -7,6 +7,7 @@ from ..ir.nest import (
     Accumulate,
     Apply,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -97,6 +98,8 @@ class Values(Writer):
                 self._apply(instr)
             case Cast():
                 self._cast(instr)
+            case Check():
+                self._check(instr)
             case Rand(kind=kind, seed=seed, offset=offset):
                 vector = self._index_is_vector(offset)
                 at = self._vector_index(offset) if vector else self._c(offset)
@@ -125,6 +128,18 @@ class Values(Writer):
         self._define(
             instr, f"{index} >= {self._c(instr.low)} && {index} < {self._c(instr.high)}", False
         )
+
+    def _check(self, instr: Check) -> None:
+        vector = instr.arg in self.scope.vectors
+        text = self._value(instr.arg)
+        known = self.scope.known.get(instr.arg)
+        self._name(instr.id, text, vector)
+        if known is not None:
+            self.scope.known[instr.id] = known
+        if vector and self.tail:
+            unused = f"dc_bitwise_not(dc_lane_mask({self.tail}))"
+            text = f"dc_bitwise_or({text}, {unused})"
+        self.line(f"if (!dc_hall({text})) *failed = 1;")
 
     def _load(self, instr: Load) -> None:
         register = REGISTER_OF[self.kernel.buffer(instr.buffer).dtype]

@@ -29,6 +29,7 @@ from .steps import (
     Step,
     Storage,
     TensorRef,
+    tensor_refs,
     touched,
 )
 
@@ -75,6 +76,8 @@ class _Maker:
         self.spec = ProgramSpec([], [], [], [], [])
         self.values: dict[Node, Any] = {}
         self.functions: dict[str, int] = {}
+        # Slots that are views which ATen made of the memory of an earlier slot.
+        self.aliases: dict[int, int] = {}
 
     def make(self) -> ProgramSpec:
         for node in self.graph.graph.nodes:
@@ -155,7 +158,7 @@ class _Maker:
         if not isinstance(value, torch.Tensor):
             raise CannotCompile(f"a constant of type {type(value).__name__}")
         slot = self._slot(self._layout(value), "constant")
-        slot.constant = value.detach()
+        slot.constant = value
         self.values[node] = TensorRef(slot.number, slot.layout, ZERO, True)
 
     def _outputs(self, node: Node) -> None:
@@ -216,6 +219,9 @@ class _Maker:
             return TensorRef(source.slot, layout, at, whole)
 
         value = node.meta["val"]
+        if isinstance(value, torch.Tensor) and _reinterprets(value, base):
+            self._extern(node)
+            return
         self.values[node] = (
             view(value) if isinstance(value, torch.Tensor) else tuple(view(v) for v in value)
         )
@@ -248,7 +254,13 @@ class _Maker:
         self.values[node] = tuple(results)
 
     def _pointer(self, value: TensorRef) -> TensorRef:
-        raise CannotCompile("a kernel on a view that was not seen through")
+        """The same memory as a slot of its own, which starts where the view does."""
+        slot = self._slot(value.layout, "extern")
+        self.aliases[slot.number] = value.slot
+        name, target = f"view{slot.number}", aten.alias.default
+        step = ExternStep(name, target, (value,), {}, None, (slot.number,), True, {})
+        self.spec.steps.append(step)
+        return TensorRef(slot.number, slot.layout, ZERO, True)
 
     def _product(self, node: Node) -> bool:
         """Emit a float32 matrix product for the library chosen; False to leave it to ATen."""
@@ -290,7 +302,7 @@ class _Maker:
             step = ExternStep(node.name, target, args, kwargs, None, (), True, {})
             self.spec.steps.append(step)
             return
-        sources = [n.meta.get("val") for n in node.all_input_nodes]
+        sources = [n for n in node.all_input_nodes if isinstance(self.values[n], TensorRef)]
         values = [value] if single else list(value) if isinstance(value, (list, tuple)) else None
         if values is None:
             raise CannotCompile(f"{target} gives a {type(value).__name__}")
@@ -301,10 +313,11 @@ class _Maker:
                 results.append(None)
                 refs.append(SizeRef(size_index(item)) if isinstance(item, int) else None)
                 continue
-            if any(isinstance(s, torch.Tensor) and _shares(item, s) for s in sources):
-                raise CannotCompile(f"{target} returns its input's memory")
+            shared = next((n for n in sources if _shares(item, n.meta["val"])), None)
             use_out = single and target in _OUT_VARIANTS and _plain(item)
             slot = self._slot(self._layout(item), "arena" if use_out else "extern")
+            if shared is not None:
+                self.aliases[slot.number] = self.values[shared].slot
             refs.append(TensorRef(slot.number, slot.layout, ZERO, True))
             layouts[slot.number] = slot.layout
             if use_out:
@@ -328,6 +341,15 @@ class _Maker:
                 entry = self.spec.slots[slot]
                 entry.first = number if entry.first < 0 else entry.first
                 entry.last = number
+        outputs = {ref.slot for ref in tensor_refs(self.spec.outputs)}
+        # A view that ATen made keeps the memory it is over; later slots are views of earlier ones.
+        for alias, source in sorted(self.aliases.items(), reverse=True):
+            below, above = self.spec.slots[source], self.spec.slots[alias]
+            below.last = max(below.last, above.last)
+            if alias in outputs:
+                outputs.add(source)
+                if below.storage == "arena":
+                    below.storage = "output"
 
 
 def _size_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:
@@ -348,6 +370,15 @@ def _hint(size: int | torch.SymInt) -> int:
         return size
     hint = size.node.hint
     return 64 if hint is None else int(hint)
+
+
+def _reinterprets(value: torch.Tensor, base: torch.Tensor) -> bool:
+    """Whether a view reads the same bytes as other numbers."""
+    return (value.dtype, value.is_conj(), value.is_neg()) != (
+        base.dtype,
+        base.is_conj(),
+        base.is_neg(),
+    )
 
 
 def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:

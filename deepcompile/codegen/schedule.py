@@ -10,6 +10,7 @@ from ..ir.nest import (
     Apply,
     Axis,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -220,7 +221,7 @@ def _renamed(instr: Instr, rename: dict[int, int]) -> Instr:
             return replace(instr, index=instr.index.substitute(names, {}))
         case Rand(seed=seed):
             return replace(instr, seed=rename.get(seed, seed))
-    if isinstance(instr, (Cast, Reduce, Accumulate)):
+    if isinstance(instr, (Cast, Check, Reduce, Accumulate)):
         return replace(instr, arg=rename.get(instr.arg, instr.arg))
     return instr
 

@@ -22,6 +22,7 @@ from .nest import (
     Accumulate,
     Apply,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -65,7 +66,7 @@ def interpret(kernel: Kernel, tensors: Mapping[str, Tensor], sizes: Mapping[str,
     indices address from its first element; `sizes` maps each size symbol to its value.
 
     Raises:
-        IndexError: when an instruction addresses an element outside of its buffer.
+        IndexError: when an element outside of its buffer is addressed, or a check fails.
         TypeError: when a tensor's dtype is not its buffer's.
     """
     flat: dict[str, Tensor] = {}
@@ -126,6 +127,10 @@ class _Run:
                 return OPS[op].resolve_reference()(*(self.values[arg] for arg in args))
             case Cast(arg=arg, to=to):
                 return self.values[arg].to(TORCH_DTYPES[to])
+            case Check(arg=arg):
+                if 0 not in self.domain and not bool(self.values[arg].all()):
+                    raise IndexError(f"an index is out of range: {print_instruction(instr)}")
+                return self.values[arg]
             case Rand(kind=kind, seed=seed, offset=offset):
                 draw = ops.uniform if kind == "uniform" else ops.normal
                 return draw(self.values[seed], self.index(offset))

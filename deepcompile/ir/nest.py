@@ -128,6 +128,18 @@ class Cast:
 
 
 @dataclass(frozen=True)
+class Check:
+    """b1: `arg` itself; where it is false the user's index is out of range, and the call fails.
+
+    A load under a checked mask stays inside its buffer even then.
+    """
+
+    id: int
+    dtype: str
+    arg: int
+
+
+@dataclass(frozen=True)
 class Rand:
     """Philox of (`seed`: an i64 row or uniform value, linear element number `offset`).
 
@@ -175,7 +187,18 @@ class Store:
     value: int
 
 
-Valued = Const | IndexValue | InRange | Load | Apply | Cast | Rand | Reduce | Accumulate
+Valued = (
+    Const
+    | IndexValue
+    | InRange
+    | Load
+    | Apply
+    | Cast
+    | Check
+    | Rand
+    | Reduce
+    | Accumulate
+)
 Instr = Valued | Store
 
 
@@ -233,7 +256,7 @@ def operands(instr: Instr) -> tuple[int, ...]:
     match instr:
         case Apply(args=args):
             return args
-        case Cast(arg=arg) | Reduce(arg=arg) | Accumulate(arg=arg):
+        case Cast(arg=arg) | Check(arg=arg) | Reduce(arg=arg) | Accumulate(arg=arg):
             return (arg,)
         case Load(index=index, mask=mask):
             return index_values(index) + (() if mask is None else (mask,))

@@ -40,6 +40,7 @@ from .nest import (
     AxisKind,
     Buffer,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -55,7 +56,18 @@ from .nest import (
 )
 
 WIDTH = 100
-_WORDS = ("const", "index", "in_range", "load", "cast", "rand", "reduce", "accumulate", "store")
+_WORDS = (
+    "const",
+    "index",
+    "in_range",
+    "load",
+    "cast",
+    "check",
+    "rand",
+    "reduce",
+    "accumulate",
+    "store",
+)
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -105,6 +117,8 @@ def _print_right(instr: Instr) -> str:
             return " ".join([op, *(f"v{arg}" for arg in args)])
         case Cast(arg=arg, to=to):
             return f"cast v{arg} to {to}"
+        case Check(arg=arg):
+            return f"check v{arg}"
         case Rand(kind=kind, seed=seed, offset=offset):
             return f"rand {kind} v{seed} at {offset}"
         case Reduce(kind=kind, part=part, arg=arg):
@@ -128,6 +142,7 @@ _STORE = re.compile(r"store (\w+)\[(.*)\] v(\d+)")
 _LOAD = re.compile(r"(\w+)\[(.*)\](?: if v(\d+))?")
 _IN_RANGE = re.compile(r"(.+) <= (.+) < (.+)")
 _CAST = re.compile(r"v(\d+) to (\w+)")
+_CHECK = re.compile(r"v(\d+)")
 _RAND = re.compile(r"(\w+) v(\d+) at (.+)")
 _REDUCE = re.compile(r"(\w+)(?:\.(\w+))? v(\d+)")
 _ACCUMULATE = re.compile(r"(\w+) v(\d+)")
@@ -245,6 +260,8 @@ class _Parser:
                 return Load(id, dtype, found[1], self.index(found[2]), mask)
             case "cast" if found := _CAST.fullmatch(rest):
                 return Cast(id, dtype, int(found[1]), found[2])
+            case "check" if found := _CHECK.fullmatch(rest):
+                return Check(id, dtype, int(found[1]))
             case "rand" if found := _RAND.fullmatch(rest):
                 return Rand(id, dtype, found[1], int(found[2]), self.index(found[3]))
             case "reduce" if found := _REDUCE.fullmatch(rest):

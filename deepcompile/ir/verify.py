@@ -13,6 +13,7 @@ from .nest import (
     Apply,
     Buffer,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -164,6 +165,9 @@ class _Verifier:
                 self.apply(instr)
             case Cast(dtype=dtype, to=to):
                 self.result(dtype, self.register(to))
+            case Check(dtype=dtype, arg=arg):
+                self.operand(arg, "b1", "checked value")
+                self.result(dtype, "b1")
             case Rand():
                 self.rand(instr, stage)
             case Reduce() | Accumulate():

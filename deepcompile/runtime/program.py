@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Frame:
         self.block: torch.Tensor | None = None
         for slot in program.spec.slots:
             if slot.constant is not None:
-                self.tensors[slot.number] = slot.constant
+                self.tensors[slot.number] = slot.constant.detach()
                 self.pointers[slot.number] = slot.constant.data_ptr()
 
     def bind_arena(self, block: torch.Tensor, bound: Bound) -> int:
@@ -122,7 +123,8 @@ class Program:
         for number, slot in self._inputs:
             tensor = args[number]
             tensors[slot] = tensor
-            pointers[slot] = tensor.data_ptr()
+            # Tokens that order effects are None when the graph runs.
+            pointers[slot] = None if tensor is None else tensor.data_ptr()
         args.clear()
         for slot, shape, strides, dtype, nbytes in bound.outputs:
             tensor = OUTPUTS.empty(shape, strides, dtype, nbytes)
@@ -145,15 +147,24 @@ class Program:
 
         callback = _CALLBACK(call_extern) if externs else _NO_CALLBACK
         try:
-            self._entry(pointers, bound.size_array, workspace, threads, callback)
+            status = self._entry(pointers, bound.size_array, workspace, threads, callback)
             if failure:
                 raise failure[0]
+            if status:
+                raise self._index_error(status - 1)
             return [self._output(value, bound, frame) for value in self.spec.outputs]
         finally:
             self._forget(frame)
             if block is not None:
                 POOL.release(block)
             bound.frames.append(frame)
+
+    def _index_error(self, number: int) -> IndexError:
+        step = self.spec.steps[number]
+        assert isinstance(step, KernelStep)
+        origin = step.op.origin
+        where = f" at {', '.join(origin.lines)}" if origin.lines else ""
+        return IndexError(f"index out of range in {', '.join(origin.ops)}{where}")
 
     def _forget(self, frame: Frame) -> None:
         """Drop what the call held, so that nothing outlives it."""
@@ -209,7 +220,7 @@ class Program:
             sizes,
             array,
             arena,
-            total + 2 * ALIGNMENT if total else 0,
+            total + 2 * ALIGNMENT if total or placed else 0,
             workspace,
             outputs,
             placed,
@@ -245,8 +256,8 @@ def _prepare(step: ExternStep, sizes: Mapping[str, int]) -> Callable[[Frame], No
 
     def values(frame: Frame) -> tuple[list[Any], dict[str, Any]]:
         tensors = frame.tensors
-        positional = [a(tensors) if callable(a) else a for a in arguments]
-        named = {k: a(tensors) if callable(a) else a for k, a in keywords.items()}
+        positional = [a(tensors) if _is_template(a) else a for a in arguments]
+        named = {k: a(tensors) if _is_template(a) else a for k, a in keywords.items()}
         return positional, named
 
     if out is not None:
@@ -308,11 +319,18 @@ def _template(value: Any, sizes: Mapping[str, int]) -> Any:
         return int(value.index.evaluate(sizes))
     if isinstance(value, (list, tuple)):
         items = [_template(item, sizes) for item in value]
-        if any(callable(item) and not isinstance(item, torch.dtype) for item in items):
+        if any(map(_is_template, items)):
             kind = type(value) if type(value) in (list, tuple) else list
-            return lambda tensors: kind(item(tensors) if callable(item) else item for item in items)
+            return lambda tensors: kind(
+                item(tensors) if _is_template(item) else item for item in items
+            )
         return items
     return value
+
+
+def _is_template(value: Any) -> bool:
+    # Ops are callable too, and arguments of higher-order ops: only our own functions count.
+    return isinstance(value, FunctionType)
 
 
 def _tensor_template(ref: TensorRef, sizes: Mapping[str, int]) -> Callable[[list[Any]], Any]:

@@ -21,6 +21,7 @@ from ...ir.nest import (
     Axis,
     Buffer,
     Cast,
+    Check,
     Const,
     IndexValue,
     InRange,
@@ -186,6 +187,15 @@ class Builder:
             names=index.names(),
         )
 
+    def check(self, value: int) -> int:
+        """b1 `value`, with the call failing where it is false (and read at all)."""
+        if self.literal(value) is True:
+            return value
+        if self._mask is not None:
+            ignored = self.apply("logical_not", self._mask)
+            value = self.apply("logical_or", ignored, value)
+        return self._emit(lambda id: Check(id, "b1", value), (value,))
+
     def as_index(self, value: int) -> Index:
         """An i64 value as part of an address."""
         definition = self._defs[value]
@@ -234,6 +244,8 @@ class Builder:
         Raises:
             CannotFuse: when the axes are neither all reduced, all parallel, nor all axes.
         """
+        if not covered:
+            return self._single(kind, part, value, register)
         over_rows = covered == self._reduced_names and bool(covered)
         over_points = covered == self._parallel_names and bool(covered)
         if covered == self._reduced_names | self._parallel_names and (
@@ -252,6 +264,18 @@ class Builder:
         if over_points:
             return self._accumulate(kind, part, value, register)
         raise CannotFuse("it reduces other axes than the rows of this kernel")
+
+    def _single(self, kind: str, part: str, value: int, register: str) -> int:
+        """The reduction of one value."""
+        if kind == "welford" and part == "m2":
+            away = self.apply("sub", value, value)
+            return self.apply("mul", away, away)
+        if kind == "lse" and part == "sum":
+            infinite = self.apply("isinf", value, dtype="b1")
+            zero = self.const(0.0, register)
+            shift = self.apply("where", infinite, zero, value, dtype=register)
+            return self.apply("exp", self.apply("sub", value, shift))
+        return value
 
     def _reduce_row(self, kind: str, part: str, value: int, register: str) -> int:
         if self._phase[value] != "point":
@@ -500,6 +524,8 @@ def _renamed(instr: Valued, id: int, renamed: dict[int, int]) -> Valued:
             return InRange(id, dtype, _rename_index(index, renamed), low, high)
         case Rand(dtype=dtype, kind=kind, seed=seed, offset=offset):
             return Rand(id, dtype, kind, renamed.get(seed, seed), _rename_index(offset, renamed))
+        case Check(dtype=dtype, arg=arg):
+            return Check(id, dtype, renamed.get(arg, arg))
         case Const(dtype=dtype, value=value):
             return Const(id, dtype, value)
     raise CannotFuse("it needs a value that is complete only after all rows")

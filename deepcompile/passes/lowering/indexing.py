@@ -199,7 +199,7 @@ def _checked(b: Builder, index: int, size: Index, wrap: bool) -> tuple[Index, in
         negative = b.apply("lt", index, b.const(0, "i64"), dtype="b1")
         index = b.apply("where", negative, b.apply("add", index, extent), index, dtype="i64")
     address = b.as_index(index)
-    return address, b.in_range(address, ZERO, size)
+    return address, b.check(b.in_range(address, ZERO, size))
 
 
 def _guarded(b: Builder, node: Node, source: Node, at: Position, inside: int) -> int:

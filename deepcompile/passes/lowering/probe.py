@@ -56,6 +56,8 @@ class Probe(Builder):
         self, kind: str, part: str, value: int, register: str, covered: frozenset[str]
     ) -> int:
         """Stand in for the result of a reduction."""
+        if not covered:
+            return super().reduce(kind, part, value, register, covered)
         return self._emit(
             lambda id: Load(id, register, f"reduce.{kind}.{part}.{value}", Index.of(0)), (value,)
         )
@@ -80,6 +82,8 @@ def probe(node: Node, facts: Facts, fresh: str) -> Access:
     from .reductions import check_reduction, reduction_of
 
     reduction = reduction_of(node)
+    if reduction is not None and reduction.is_single(facts):
+        reduction = None
     shape = facts[node].shape if reduction is None else facts[reduction.source].shape
     axes: list[tuple[str, Index]] = []
     domain: list[Index] = []

@@ -39,6 +39,19 @@ class Reduction:
         shape = facts[self.source].shape
         return product([shape[dim] for dim in self.dims])
 
+    def is_single(self, facts: Facts) -> bool:
+        """Whether each result is made of one element, so that nothing is reduced."""
+        shape = facts[self.source].shape
+        return all(shape[dim] == ONE for dim in self.dims)
+
+    def input_position(self, position: Position) -> Position:
+        """The input position of an output position, where `is_single`."""
+        if self.keepdim:
+            return position
+        rest = iter(position)
+        rank = len(position) + len(self.dims)
+        return tuple(ZERO if dim in self.dims else next(rest) for dim in range(rank))
+
     def output_position(self, position: Position) -> Position:
         """The output position that an input position contributes to."""
         if self.keepdim:
@@ -76,6 +89,8 @@ def _mean(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[s
 
 
 def _argument_of(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]) -> int:
+    if not covered:
+        return b.const(0, "i64")
     position = b.reductions[node]
     shape = b.facts[r.source].shape
     reduced = [dim for dim in r.dims if shape[dim] != ONE]
@@ -198,6 +213,9 @@ def lower_reduction(b: Builder, node: Node, reduction: Reduction, position: Posi
     Raises:
         CannotFuse: when the kernel does not run over it, or asks for it at other rows.
     """
+    if reduction.is_single(b.facts):
+        value = b.value(reduction.source, reduction.input_position(position))
+        return reduction.finish(b, node, reduction, value, frozenset())
     inner = b.reductions.get(node)
     if inner is None:
         raise CannotFuse(f"{node.name} is reduced in another kernel")
