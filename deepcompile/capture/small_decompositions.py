@@ -40,6 +40,28 @@ def copy(destination: Tensor, source: Tensor, non_blocking: bool = False) -> Ten
     return expanded.clone() if source.dtype == destination.dtype else expanded.to(destination.dtype)
 
 
+PAIRS_OF_A_SHORT_SCAN = 1 << 22
+"""Up to so many pairs of positions a running sum is taken as a masked sum over pairs."""
+
+
+def cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Short running sums (position ids, segment numbers) as sums over the positions before.
+
+    The work grows with the square of the length, so long ones are left to ATen's scan.
+    """
+    if x.dim() == 0 or any(not isinstance(size, int) for size in x.shape):
+        return NotImplemented
+    dim = dim % x.dim()
+    length = x.shape[dim]
+    if x.is_floating_point() or x.is_complex() or x.numel() * length > PAIRS_OF_A_SHORT_SCAN:
+        return NotImplemented
+    last = x.movedim(dim, -1)
+    at = torch.arange(length, device=x.device)
+    before = at <= at.unsqueeze(-1)
+    terms = torch.where(before, last.unsqueeze(-2), 0)
+    return terms.sum(-1, dtype=dtype or torch.int64).movedim(-1, dim).contiguous()
+
+
 def largest(x: Tensor) -> Tensor:
     return aten.amax.default(x, [])
 
@@ -78,4 +100,5 @@ TABLE: dict[Any, Callable[..., Any]] = {
     aten.round.decimals: round_decimals,
     aten.logical_xor.default: logical_xor,
     aten.addmv.default: addmv,
+    aten.cumsum.default: cumsum,
 }
