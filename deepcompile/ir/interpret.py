@@ -54,16 +54,17 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 
 def flat_storage(tensor: Tensor) -> Tensor:
-    """The whole storage under `tensor` as a 1-D view, from the storage's first element."""
-    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return tensor.detach().as_strided((elements,), (1,), 0)
+    """The storage under `tensor` as a 1-D view, from the tensor's first element to its end."""
+    first = tensor.storage_offset()
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size() - first
+    return tensor.detach().as_strided((max(elements, 0),), (1,), first)
 
 
 def interpret(kernel: Kernel, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
     """Run a verified kernel, writing its `out` and `inout` buffers in place.
 
-    `tensors` maps each buffer's name to a tensor, whose storage (see `flat_storage`) the kernel's
-    indices address from its first element; `sizes` maps each size symbol to its value.
+    `tensors` maps each buffer's name to a tensor, whose memory the kernel's indices address from
+    the tensor's first element on (see `flat_storage`); `sizes` maps each size symbol to its value.
 
     Raises:
         IndexError: when an element outside of its buffer is addressed, or a check fails.

@@ -29,7 +29,7 @@ from .nest import (
     operands,
 )
 from .nest_text import print_instruction
-from .ops import MONOIDS, OPS, REGISTER_DTYPES, REGISTER_OF
+from .ops import MONOIDS, OPERAND_DTYPES, OPS, REGISTER_DTYPES, REGISTER_OF
 
 INDEX_DTYPE = "i64"
 NEIGHBOURS = 3
@@ -41,13 +41,6 @@ PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(MONOIDS, ("",)) | {
 }
 """The parts a `Reduce` may ask of a monoid, in the order of its state."""
 _VALUE = re.compile(r"v\d+")
-_OPERANDS = {
-    "numeric": ("f32", "f64", "i32", "i64"),
-    "float": ("f32", "f64"),
-    "int": ("i32", "i64", "b1"),
-    "bool": ("b1",),
-    "any": REGISTER_DTYPES,
-}
 _RESULTS = {"bool": "b1", "int64": "i64", "float32": "f32"}
 _VISIBLE_AFTER: dict[StageKind, frozenset[StageKind]] = {
     "row": frozenset({"row", "loop"}),
@@ -291,7 +284,7 @@ class _Verifier:
             self.operand(args[0], "b1", "condition")
             args = args[1:]
         common = self.dtypes[args[0]]
-        if common not in _OPERANDS[op.operands]:
+        if common not in OPERAND_DTYPES[op.operands]:
             raise self.fail(f"{op.name} takes {op.operands} operands, not {common}")
         for arg in args:
             self.operand(arg, common, "operand")
