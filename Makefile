@@ -6,7 +6,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?= -o benchmarks/results/latest.json
-# Where torch comes from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu for the small build.
+# An index of pip's to take torch from, for example one that has the small build for the CPU.
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin

@@ -123,7 +123,7 @@ class _Writer:
         stack += [self._unit(node) for node in mutations]
         # Whatever else has an effect stays: its place among the other effects is by its number.
         effects = [n for n in nodes if n.op == "call_function" and _has_effect(n)]
-        stack += effects
+        stack += [self._unit(node) for node in effects]
         while stack:
             unit = stack.pop()
             if _key(unit) in wanted:

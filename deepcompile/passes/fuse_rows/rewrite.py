@@ -51,7 +51,8 @@ class Plan:
     ancestors: dict[int, int] = field(default_factory=dict)
     descendants: dict[int, int] = field(default_factory=dict)
     needed: set[Node] = field(default_factory=set)
-    rejected: dict[tuple[str, str], str] = field(default_factory=dict)
+    mutated: set[Node] = field(default_factory=set)
+    rejected: dict[tuple[Node, Node], str] = field(default_factory=dict)
 
     @property
     def round_always(self) -> bool:
@@ -67,6 +68,7 @@ def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: i
     for order, node in enumerate(graph.graph.nodes):
         node.meta[_ORDER] = order
     _probe_all(plan)
+    plan.mutated = {root(args_of(n)[0]) for n in graph.graph.nodes if is_mutation(n)}
     _inline_scalars(plan)
     _start_groups(plan)
     if not plan.groups:
@@ -74,12 +76,23 @@ def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: i
     _close_reachability(plan)
     _merge_all(plan, max_nodes, max_buffers)
     _dissolve(plan, max_nodes)
-    for (producer, consumer), reason in plan.rejected.items():
-        ctx.note("fusion-rejected", producer=producer, consumer=consumer, reason=reason)
+    rejected = _still_apart(plan)
+    for producer, consumer, reason in rejected:
+        ctx.note("fusion-rejected", producer=producer.name, consumer=consumer.name, reason=reason)
     result, kernels = emit_graph(plan)
     fused = sum(len(group.nodes) for group in plan.groups.values())
-    stats = {"kernels": kernels, "nodes": fused, "rejected": len(plan.rejected)}
+    stats = {"kernels": kernels, "nodes": fused, "rejected": len(rejected)}
     return PassResult(result, True, stats)
+
+
+def _still_apart(plan: Plan) -> list[tuple[Node, Node, str]]:
+    """The rejected edges whose ends did not meet in another way."""
+    apart = []
+    for (producer, consumer), reason in plan.rejected.items():
+        left, right = plan.group_of.get(producer), plan.group_of.get(consumer)
+        if left is not None and right is not None and left is not right:
+            apart.append((producer, consumer, reason))
+    return apart
 
 
 def _candidate(node: Node) -> bool:
@@ -143,8 +156,14 @@ def _inline_scalars(plan: Plan) -> None:
         if not access.reads or (
             not access.axes
             and all(r not in plan.accesses or r in plan.inlined for r, _ in access.reads)
+            and not _reads_mutated(plan, access.reads)
         ):
             plan.inlined[node] = access
+
+
+def _reads_mutated(plan: Plan, reads: Iterable[tuple[Node, Position]]) -> bool:
+    """Whether one of the reads is of memory that the graph writes: it must not move down."""
+    return any(root(read) in plan.mutated for read, _ in reads)
 
 
 def _is_gather(plan: Plan, position: Position) -> bool:
@@ -310,9 +329,9 @@ def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
             try:
                 _merge_pair(plan, left, right, max_nodes, max_buffers)
                 progress = True
-                plan.rejected.pop((first.name, second.name), None)
+                plan.rejected.pop((first, second), None)
             except (Reject, CannotFuse) as reason:
-                plan.rejected[(first.name, second.name)] = str(reason)
+                plan.rejected[(first, second)] = str(reason)
                 failed.append(item)
         pending = failed
         if not progress or not pending:
@@ -330,13 +349,13 @@ def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffe
     if plan.descendants[right.id] & left.members:
         left, right = right, left
     pairs = _identify(left, right)
-    if not plan.ctx.allow("fuse-edge", right.nodes[0]):
-        raise Reject("not allowed")
     merged, shifted = merge(left, right, pairs)
     if _buffer_count(plan, merged) > max_buffers:
         raise Reject(f"a kernel has at most {max_buffers} buffers")
     if shifted:
         _check_shifted(plan, merged)
+    if not plan.ctx.allow("fuse-edge", right.nodes[0]):
+        raise Reject("the limit of rewrites, or the user, forbids it")
     _adopt(plan, left, right, merged)
 
 
@@ -454,6 +473,8 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
             reader = plan.group_of[user]
             if max(_bytes(other) for other in reader.nodes) > 4 * largest and group.cost > 2:
                 return False
+    if any(_reads_mutated(plan, reads) for reads in group.reads.values()):
+        return False
     outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
     loaded = sum(_bytes(read) for read in outside)
     stored = sum(_bytes(node) for node in group.nodes if _needed_outside(plan, group, node))
