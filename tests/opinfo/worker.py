@@ -114,6 +114,8 @@ class _Findings:
         for event, fields in recording.events:
             if event == "fallback":
                 self.fallbacks.append(str(fields.get("reason")))
+            elif event == "pass-failed":
+                self.fallbacks.append(f"{fields.get('pass')} failed: {fields.get('error')}")
 
     def kind(self) -> str:
         if self.untraceable:
@@ -170,7 +172,6 @@ def _run(
     args, kwargs, leaves = _fresh(sample, wide)
     torch.manual_seed(1)
     outputs = _tensors(function(*args, **kwargs))
-    outputs = [_processed(sample, out) for out in outputs]
     through = [out for out in outputs if out.requires_grad]
     if not leaves or not through:
         return [out.detach() for out in outputs], []
@@ -188,10 +189,6 @@ def sample_dtype(sample: Any, out: Tensor) -> torch.dtype:
     """The precision in which a gradient enters, so that float64 sees the same numbers."""
     given = [t.dtype for t in _tensors((sample.input, sample.args)) if t.is_floating_point()]
     return given[0] if given else out.dtype
-
-
-def _processed(sample: Any, out: Tensor) -> Tensor:
-    return out
 
 
 def _one(
@@ -261,13 +258,7 @@ def _compiled(
         if not whole and not record.graphs and not record.events:
             # Dynamo left everything to Python: nothing of ours ran.
             found.untraceable.append(found.breaks[-1] if found.breaks else "nothing was captured")
-        elif not record.graphs and _moved(record) is None and False:
-            return None
         return result
-    return None
-
-
-def _moved(record: Any) -> None:
     return None
 
 

@@ -67,6 +67,8 @@ def _argument(node: Node, number: int, name: str, default: Any) -> Any:
 
 def _dims(node: Node, source: Node, value: Any) -> tuple[int, ...]:
     rank = source.meta["val"].dim()
+    if not rank:
+        return ()
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return tuple(range(rank))
     values = [value] if isinstance(value, int) else value
