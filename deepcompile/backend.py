@@ -1,6 +1,6 @@
 """The function that `torch.compile` calls: the whole order of work, and nothing else.
 
-    Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> one call a graph
+Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> one call a graph
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule
 
+from . import __version__
 from .capture.aot import compile_through_aot, interpret
+from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.cpp_program import CppProgram, emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program
 from .codegen.steps import ExternStep, KernelStep
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
+from .ir.blame import place_of
 from .ir.graph_text import origin_of, print_graph
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
@@ -33,6 +36,11 @@ from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
 from .runtime.build import BuildFailed, build
 from .runtime.program import Program
+
+_NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
+    DeepCompileError,
+    *exceptions_meant_for_dynamo,
+)
 
 Kind = Literal["inference", "forward", "backward"]
 
@@ -126,14 +134,16 @@ class _Compiler:
         self.run_dir: RunDir | None = None
         if options.run_dir is not None:
             self.run_dir = process_run(
-                options.run_dir, options=options.to_dict(), pipeline=str(self.pipeline)
+                options.run_dir,
+                options=options.to_dict(),
+                pipeline=str(self.pipeline),
+                versions={"deepcompile": __version__, "torch": torch.__version__},
             )
 
     def compile(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """The callable that Dynamo runs in place of `gm`."""
-        devices = {
-            value.device.type for value in example_inputs if isinstance(value, torch.Tensor)
-        }
+        self._note_graph_break(gm)
+        devices = {value.device.type for value in example_inputs if isinstance(value, torch.Tensor)}
         if devices - {"cpu"}:
             self.note("fallback", reason=f"no code generator for {', '.join(sorted(devices))} yet")
             return gm
@@ -153,11 +163,29 @@ class _Compiler:
         if self.run_dir is not None:
             self.run_dir.event(event, **_renamed(fields))
 
-    def _manager(self, phase: Sequence[Any]) -> PassManager:
+    def _note_graph_break(self, gm: GraphModule) -> None:
+        """Record why Dynamo's graph ends before the user's function does."""
+        why = getattr(gm, "compile_subgraph_reason", None)
+        if why is None or not why.graph_break:
+            return
+        frame = why.user_stack[-1] if why.user_stack else None
+        self.note(
+            "graph-break",
+            reason=why.reason.partition("\n")[0],
+            origin=f"{frame.filename}:{frame.lineno}" if frame else None,
+            detail=why.reason,
+        )
+
+    def _run_passes(self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str) -> Any:
         instruments = standard_instruments(
             self.options.verify, self.run_dir, print_graph, sink=self.note
         )
-        return PassManager(phase, instruments, self.options, sink=self.note)
+        manager = PassManager(phase, instruments, self.options, sink=self.note)
+        try:
+            return manager.run(gm, kind, name)
+        except CompileError as error:
+            place = place_of(error)
+            raise CompileError(error.detail, origin=place.origin, source=place.source) from error
 
     def _graph_name(self, kind: str) -> str:
         name = f"g{self.number}_{kind}"
@@ -165,7 +193,8 @@ class _Compiler:
 
     def run_joint_passes(self, joint: GraphModule) -> GraphModule:
         """Passes on forward and backward together, before they are split."""
-        return self._manager(self.pipeline.joint).run(joint, "joint", self._graph_name("joint"))
+        name = self._graph_name("joint")
+        return self._run_passes(self.pipeline.joint, joint, "joint", name)
 
     def compile_graph(
         self,
@@ -184,17 +213,23 @@ class _Compiler:
         if kind == "inference":
             phase = (*self.pipeline.joint, *phase)
         start = time.perf_counter()
-        graph = self._manager(phase).run(gm, kind, compiled.name)
+        graph = self._run_passes(phase, gm, kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         try:
             return self._generate(graph, compiled)
-        except CannotCompile as reason:
-            return self._fall_back(gm, compiled, str(reason))
-        except CompilerMissing as reason:
-            _warn_no_compiler(str(reason))
-            return self._fall_back(gm, compiled, str(reason))
-        except BuildFailed as reason:
-            return self._fall_back(gm, compiled, f"the C++ compiler refused the code: {reason}")
+        except CannotCompile as error:
+            return self._fall_back(gm, compiled, str(error), error)
+        except CompilerMissing as error:
+            _warn_no_compiler(str(error))
+            return self._fall_back(gm, compiled, str(error), error)
+        except BuildFailed as error:
+            reason = f"the C++ compiler refused the code: {error}"
+            return self._fall_back(gm, compiled, reason, error)
+        except _NOT_FOR_FALLBACK:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return self._fall_back(gm, compiled, reason, error)
 
     def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Program:
         start = time.perf_counter()
@@ -221,22 +256,28 @@ class _Compiler:
         return compiled.program
 
     def _fall_back(
-        self, gm: GraphModule, compiled: CompiledGraph, reason: str
+        self, gm: GraphModule, compiled: CompiledGraph, reason: str, error: Exception
     ) -> Callable[..., Any]:
         """Run the graph as eager would, recorded; in strict mode refuse."""
+        place = place_of(error)
         if self.options.strict:
-            origin = next((o for o in map(origin_of, gm.graph.nodes) if o), None)
-            raise CompileError(reason, origin=origin)
+            raise CompileError(reason, origin=place.origin, source=place.source) from error
         compiled.fallback, compiled.spec, compiled.code = reason, None, None
-        self.note("fallback", graph=compiled.name, graph_kind=compiled.kind, reason=reason)
+        self.note(
+            "fallback",
+            graph=compiled.name,
+            graph_kind=compiled.kind,
+            reason=reason,
+            origin=place.origin,
+        )
         return interpret(gm)
 
     def _record_kernels(self, compiled: CompiledGraph) -> None:
         if compiled.spec is None or compiled.code is None:
             return
-        for op, count in Counter(op for op, _ in compiled.externs).items():
-            origins = dict.fromkeys(o for name, o in compiled.externs if name == op and o)
-            self.note("extern", graph=compiled.name, op=op, count=count, origins=list(origins))
+        for target, count in Counter(name for name, _ in compiled.externs).items():
+            origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
+            self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
         if self.run_dir is None:
             return
         steps = [step for step in compiled.spec.steps if isinstance(step, KernelStep)]
@@ -266,7 +307,7 @@ def _externs(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | Non
     nodes = {node.name: node for node in graph.graph.nodes}
     found = []
     for step in spec.steps:
-        if isinstance(step, ExternStep):
+        if isinstance(step, ExternStep) and step.name in nodes:
             node = nodes[step.name]
             found.append((str(node.target), origin_of(node)))
     return found

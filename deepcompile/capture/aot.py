@@ -21,6 +21,7 @@ from deepcompile.errors import (
     VerificationError,
     for_dynamo,
 )
+from deepcompile.ir.blame import place_of
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,11 @@ def _raise_if_for_user(error: Exception, strict: bool, what: str) -> None:
     if isinstance(error, _FOR_THE_USER) or (strict and isinstance(error, DeepCompileError)):
         raise for_dynamo(error) from error.__cause__
     if strict:
-        raise for_dynamo(CompileError(f"{what}: {_reason(error)}")) from error
+        place = place_of(error)
+        wrapped = CompileError(
+            f"{what}: {_reason(error)}", origin=place.origin, source=place.source
+        )
+        raise for_dynamo(wrapped) from error
 
 
 def _reason(error: Exception) -> str:
