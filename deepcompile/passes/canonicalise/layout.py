@@ -40,7 +40,10 @@ def value(node: Node) -> torch.Tensor | None:
 
 
 def same_layout(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    """Whether two tensors have the same type, device, shape and strides for certain."""
+    """Whether two tensors have the same type, device, shape, strides and offset for certain.
+
+    The offset counts: fake values of views of one of them tell where they lie in its memory.
+    """
     return (
         first is not None
         and second is not None
@@ -49,6 +52,7 @@ def same_layout(first: torch.Tensor | None, second: torch.Tensor | None) -> bool
         and first.dim() == second.dim()
         and extents(first.shape) == extents(second.shape)
         and extents(first.stride()) == extents(second.stride())
+        and extents((first.storage_offset(),)) == extents((second.storage_offset(),))
         and first.is_conj() == second.is_conj()
         and first.is_neg() == second.is_neg()
     )
