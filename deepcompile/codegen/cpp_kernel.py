@@ -143,11 +143,11 @@ class _Emitter(Loops):
             position = self._row_position()
             for number in used:
                 accumulate = self.columns[number]
-                kind = C_SCALAR[accumulate.dtype]
+                kind = C_STORAGE[accumulate.dtype]
                 combine = MONOIDS[accumulate.kind].combine
                 vector = self._is_vector_place()
                 place = f"workspace + {self._c(offsets[number])}"
-                register = C_VECTOR[accumulate.dtype] if vector else kind
+                register = (C_VECTOR if vector else C_SCALAR)[accumulate.dtype]
                 name = f"c{number}"
                 self.line(
                     f"{register} {name} = {self._row_load(f'(({kind} *)({place}))', position)};"

@@ -89,14 +89,15 @@ class Loops(Reductions):
         extent = self.kernel.extents[vector].constant()
         assert extent is not None
         edges = [0, *breaks, extent]
-        for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-            known = {id: lo <= start < hi for id, (lo, hi) in tests.items()}
-            saved, self.scope.known = self.scope.known, {**self.scope.known, **known}
-            from_name, to_name = f"lo{self.depth}_{number}", f"hi{self.depth}_{number}"
-            self.line(f"const i64 {from_name} = {low} > {start} ? {low} : {start};")
-            self.line(f"const i64 {to_name} = {high} < {stop} ? {high} : {stop};")
-            self._vector_loop(body, from_name, to_name)
-            self.scope.known = saved
+        with self.block(""):
+            for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+                known = {id: lo <= start < hi for id, (lo, hi) in tests.items()}
+                saved, self.scope.known = self.scope.known, {**self.scope.known, **known}
+                from_name, to_name = f"lo{number}", f"hi{number}"
+                self.line(f"const i64 {from_name} = {low} > {start} ? {low} : {start};")
+                self.line(f"const i64 {to_name} = {high} < {stop} ? {high} : {stop};")
+                self._vector_loop(body, from_name, to_name)
+                self.scope.known = saved
 
     def _breakpoints(self) -> tuple[list[int], dict[int, tuple[int, int]]]:
         """Where along the vector axis range tests change, when that is known while compiling."""

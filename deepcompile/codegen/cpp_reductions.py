@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ir.index import ZERO, Index
 from ..ir.nest import Accumulate, Reduce, Valued
-from ..ir.ops import C_SCALAR, C_VECTOR, MONOIDS
+from ..ir.ops import C_SCALAR, C_STORAGE, C_VECTOR, MONOIDS
 from .cpp_text import literal
 from .cpp_values import Values
 from .schedule import LANES
@@ -41,14 +41,16 @@ class Reductions(Values):
             accumulate = self.definition[number]
             assert isinstance(accumulate, Accumulate)
             dtype = self._accumulator_dtype(accumulate)
-            kind = C_SCALAR[dtype]
             identity = literal(identity_of(accumulate.kind, dtype), dtype)
             if number in self.columns:
+                kind = C_STORAGE[dtype]
                 self.line(f"{kind} *acc{number} = ({kind} *)(mine + {self._c(offset)});")
                 length = self._c(self._row_length())
-                self.line(f"for (i64 i = 0; i < {length}; ++i) acc{number}[i] = {identity};")
+                self.line(
+                    f"for (i64 i = 0; i < {length}; ++i) dc_store1(acc{number} + i, {identity});"
+                )
             else:
-                self.line(f"{kind} acc{number} = {identity};")
+                self.line(f"{C_SCALAR[dtype]} acc{number} = {identity};")
 
     def _flush_totals(self) -> None:
         for number, offset in self._offsets().items():
@@ -160,7 +162,8 @@ class Reductions(Values):
         if number in self.columns:
             at = f"acc{number} + {self._c(position)}"
             if not self.vector_in_rows:
-                self.line(f"*({at}) = {combine}(*({at}), {self._value(accumulate.arg)});")
+                value = self._value(accumulate.arg)
+                self.line(f"dc_store1({at}, {combine}(dc_load1({at}), {value}));")
                 return
             value = self._as_vector(accumulate.arg)
             if self.tail:

@@ -105,7 +105,7 @@ class Writer:
     def _row_load(self, pointer: str, position: Index) -> str:
         at = f"{pointer} + {self._c(position)}"
         if not self._is_vector_place():
-            return f"*({at})"
+            return f"dc_load1({at})"
         return f"dc_loadn({at}, {self.tail})" if self.tail else f"dc_load({at})"
 
     def _logical_position(self) -> Index:

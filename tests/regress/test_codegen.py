@@ -1,0 +1,45 @@
+"""Defects of the C++ emitter that random graphs found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from deepcompile import backend
+
+
+def compiled(function: Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = False) -> Any:
+    """What the compiled function gives, with no part of it left to eager."""
+    torch._dynamo.reset()
+    with backend.recording() as record:
+        result = torch.compile(
+            function, backend="deepep", fullgraph=True, dynamic=dynamic, options={"cache": False}
+        )(*inputs)
+    assert [graph.fallback for graph in record.graphs] == [None] * len(record.graphs)
+    return result
+
+
+@pytest.mark.parametrize("rows", [100, 5])
+def test_any_and_all_of_columns(rows: int) -> None:
+    """Column accumulators of booleans did not compile: registers and memory differ in type."""
+
+    def f(x: torch.Tensor) -> Any:
+        return (x > -2).all(0), (x > 2).any(0), (x > 2).sum(0)
+
+    for width in (2, 40):
+        x = torch.randn(rows, width)
+        for found, expected in zip(compiled(f, x), f(x), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_two_loops_over_one_concatenation() -> None:
+    """Two loops over a row with settled range tests declared the same names."""
+
+    def f(x: torch.Tensor) -> Any:
+        return torch.cat([x, x], 0).std([0])
+
+    x = torch.randn(2, dtype=torch.float64)
+    torch.testing.assert_close(compiled(f, x), f(x))
