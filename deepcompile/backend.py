@@ -55,10 +55,13 @@ class CompiledGraph:
         fallback: why it runs in eager, else None.
         cached: whether the library came from the cache on disk.
         seconds: time of passes, code generation and the C++ compiler.
+        externs: the calls of ATen, as op and user line.
+        source: the graph before its passes, kept inside `recording()` only.
     """
 
     name: str
     kind: Kind
+    source: GraphModule | None = None
     spec: ProgramSpec | None = None
     code: CppProgram | None = None
     program: Program | None = None
@@ -208,6 +211,7 @@ class _Compiler:
         compiled = CompiledGraph(self._graph_name(kind), kind)
         for record in self.recordings:
             record.graphs.append(compiled)
+            compiled.source = gm
         # Graphs without gradients never see the joint phase: both phases run here.
         phase = self.pipeline.graph
         if kind == "inference":
