@@ -456,8 +456,9 @@ class _Parser:
         scanner.expect("[")
         sizes = _split(scanner.balanced("]"))
         strides = _split(scanner.balanced("}")) if scanner.eat("{") else None
+        offset = scanner.balanced("}") if scanner.eat("+{") else None
         device = (scanner.match(re.compile(r"[\w:]+")) or "") if scanner.eat("@") else "cpu"
-        return self.table.tensor(word, sizes, strides, device)
+        return self.table.tensor(word, sizes, strides, device, offset)
 
     def arguments(
         self, scanner: _Scanner, *, required: bool

@@ -1,7 +1,7 @@
 """Values of graph nodes as text: `f32[s0, 4]{1, s0}@cuda:0`, `sym(2*s0)`; and symbols with hints.
 
-A tensor's strides are left out when it is contiguous, its device when that is the CPU. Storage
-offsets and `requires_grad` are not part of the text.
+A tensor's strides are left out when it is contiguous, its storage offset (`f32[4]+{2}`) when it is
+0, its device when that is the CPU. `requires_grad` is not part of the text.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ def _print_tensor(tensor: torch.Tensor) -> str:
     text = f"{dtype_name(tensor.dtype)}[{', '.join(map(str, sizes))}]"
     if strides != contiguous_strides(sizes):
         text += "{" + ", ".join(map(str, strides)) + "}"
+    offset = expression(tensor.storage_offset())
+    if offset != 0:
+        text += f"+{{{offset}}}"
     if tensor.device.type != "cpu":
         text += f"@{tensor.device}"
     return text
@@ -136,7 +139,7 @@ def _symbolic_numbers(value: Any) -> Iterable[Any]:
     elif isinstance(value, SYMBOLIC):
         yield value
     elif isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        numbers = (*value.shape, *value.stride())
+        numbers = (*value.shape, *value.stride(), value.storage_offset())
         yield from (n for n in numbers if isinstance(n, torch.SymInt))
 
 
@@ -193,17 +196,27 @@ class SymbolTable:
         return int(number) if number.is_integer else float(number)
 
     def tensor(
-        self, dtype: str, sizes: Sequence[str], strides: Sequence[str] | None, device: str
+        self,
+        dtype: str,
+        sizes: Sequence[str],
+        strides: Sequence[str] | None,
+        device: str,
+        offset: str | None = None,
     ) -> torch.Tensor:
         """A fake tensor of this type; contiguous when `strides` is None."""
         expressions = [self.expression(s) for s in sizes]
         plain = [int(e) if isinstance(e, (int, sympy.Integer)) else e for e in expressions]
         steps = strides if strides is not None else map(str, contiguous_strides(plain))
         shape = [self.integer(s) for s in sizes]
+        stepped = [self.integer(s) for s in steps]
         with self.mode, self.env.suppress_guards():
-            return torch.empty_strided(
-                shape, [self.integer(s) for s in steps], dtype=dtype_named(dtype), device=device
-            )
+            tensor = torch.empty_strided(shape, stepped, dtype=dtype_named(dtype), device=device)
+            if offset is None:
+                return tensor
+            start = self.integer(offset)
+            storage = torch.empty(tensor.untyped_storage().nbytes() + start * tensor.itemsize)
+            whole = storage.to(dtype=tensor.dtype, device=device)
+            return whole.as_strided(shape, stepped, start)
 
 
 def _bound(text: str) -> Any:

@@ -187,18 +187,7 @@ class Store:
     value: int
 
 
-Valued = (
-    Const
-    | IndexValue
-    | InRange
-    | Load
-    | Apply
-    | Cast
-    | Check
-    | Rand
-    | Reduce
-    | Accumulate
-)
+Valued = Const | IndexValue | InRange | Load | Apply | Cast | Check | Rand | Reduce | Accumulate
 Instr = Valued | Store
 
 

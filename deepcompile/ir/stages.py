@@ -26,7 +26,7 @@ def place(instrs: Iterable[Instr], reduced: frozenset[str]) -> tuple[Stage, ...]
     """
     order = list(instrs)
     loops = _in_loops(order, reduced)
-    late = _late(order, loops)
+    late = _late(order, loops, reduced)
     level: dict[int, int] = {}
     placed: dict[tuple[StageKind, int], list[Instr]] = {}
     stores: dict[tuple[StageKind, int], list[Instr]] = {}
@@ -72,7 +72,9 @@ def _in_loops(order: list[Instr], reduced: frozenset[str]) -> dict[int, bool]:
     return loops
 
 
-def _late(order: list[Instr], loops: dict[int, bool]) -> dict[int, StageKind]:
+def _late(
+    order: list[Instr], loops: dict[int, bool], reduced: frozenset[str]
+) -> dict[int, StageKind]:
     """Place in `order` -> the stage after all points, of what belongs there."""
     by_value: dict[int, StageKind] = {}
     late: dict[int, StageKind] = {}
@@ -87,7 +89,7 @@ def _late(order: list[Instr], loops: dict[int, bool]) -> dict[int, StageKind]:
         finish = {by_value[read] for read in reads if read in by_value}
         if not finish:
             continue
-        loop = any(loops[read] for read in reads)
+        loop = any(loops[read] for read in reads) or bool(index_names(instr) & reduced)
         kind: StageKind = "columns" if loop or "columns" in finish else "total"
         late[number] = kind
         if not isinstance(instr, Store):

@@ -39,7 +39,7 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
     """
     from .rewrite import _needed_outside, is_mutation, root
 
-    ordered = sorted(group.nodes, key=lambda node: node.meta["deepcompile_order"])
+    ordered = sorted(group.nodes, key=plan.order.__getitem__)
     stored = [node for node in ordered if _needed_outside(plan, group, node)]
     axes = _loop_order(plan, group, stored or ordered)
     parallel = [name for name in axes if group.labels.get(name, "P") == "P"]

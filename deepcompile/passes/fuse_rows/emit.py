@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class _Split:
         for node in group.nodes:
             access = plan.accesses[node]
             single = Group(
-                id=node.meta["deepcompile_order"],
+                id=plan.order[node],
                 nodes=[node],
                 axes=dict(access.axes),
                 labels={},
@@ -65,7 +65,7 @@ class _Split:
                 operands={} if access.operand is None else {node: access.operand},
                 reads={node: access.reads},
                 cost=access.cost,
-                members=1 << node.meta["deepcompile_order"],
+                members=1 << plan.order[node],
             )
             from .rewrite import _orient
 
@@ -107,6 +107,9 @@ class _Writer:
     def _unit(self, node: Node) -> Node | Group:
         return self.plan.group_of.get(node, node)
 
+    def _key(self, unit: Node | Group) -> int:
+        return unit.id if isinstance(unit, Group) else self.plan.order[unit]
+
     def _needs(self, unit: Node | Group) -> list[Node]:
         if isinstance(unit, Group):
             return [base for base, role in self.built[unit.id].buffers if role != "out"]
@@ -126,17 +129,17 @@ class _Writer:
         stack += [self._unit(node) for node in effects]
         while stack:
             unit = stack.pop()
-            if _key(unit) in wanted:
+            if self._key(unit) in wanted:
                 continue
-            wanted[_key(unit)] = unit
+            wanted[self._key(unit)] = unit
             inputs = [self._unit(node) for node in self._needs(unit)]
-            needs[_key(unit)] = inputs
+            needs[self._key(unit)] = inputs
             stack.extend(inputs)
         self._order_mutations(mutations, wanted, needs, root)
-        waiting = {key: len({_key(i) for i in needs[key]}) for key in wanted}
+        waiting = {key: len({self._key(i) for i in needs[key]}) for key in wanted}
         users: dict[int, list[int]] = {}
         for key, inputs in needs.items():
-            for source in {_key(i) for i in inputs}:
+            for source in {self._key(i) for i in inputs}:
                 users.setdefault(source, []).append(key)
         ready = [key for key, count in waiting.items() if not count]
         heapq.heapify(ready)
@@ -159,6 +162,7 @@ class _Writer:
         needs: dict[int, list[Node | Group]],
         root: Callable[[Node], Node],
     ) -> None:
+        """Who reads an input before it is written runs before the write, who reads it after, after."""
         for mutation in mutations:
             unit, target = self._unit(mutation), root(args_of(mutation)[0])
             for key, other in wanted.items():
@@ -166,8 +170,25 @@ class _Writer:
                     continue
                 if isinstance(other, Node) and other.op == "output":
                     continue
-                if any(root(node) is target for node in self._needs(other)):
-                    needs[_key(unit)].append(wanted[key])
+                if not any(root(node) is target for node in self._needs(other)):
+                    continue
+                if self._reads_at(other, target, root) < self.plan.order[mutation]:
+                    needs[self._key(unit)].append(other)
+                else:
+                    needs[key].append(unit)
+
+    def _reads_at(
+        self, unit: Node | Group, target: Node, root: Callable[[Node], Node]
+    ) -> int:
+        """The place in the graph of the last node of a unit that reads `target`."""
+        if isinstance(unit, Node):
+            return self.plan.order[unit]
+        places = [
+            self.plan.order[node]
+            for node in unit.nodes
+            if any(root(source) is target for source in node.all_input_nodes)
+        ]
+        return max(places, default=self.plan.order[unit.nodes[0]])
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -233,12 +254,6 @@ class _Writer:
         raise CannotFuse(f"size {name} is the size of no input")
 
 
-def _key(unit: Node | Group) -> int:
-    if isinstance(unit, Group):
-        return unit.id
-    return unit.meta["deepcompile_order"]
-
-
 def _is_given(node: Node) -> bool:
     return node.op == "placeholder"
 
@@ -260,9 +275,9 @@ def _kernel_op(plan: Plan, group: Group, built: Built) -> KernelOp:
     outputs = tuple(
         OutputSpec(info.shape, info.strides, info.dtype) for info in (plan.facts[n] for n in made)
     )
-    nodes = sorted(group.nodes, key=lambda node: node.meta["deepcompile_order"])
+    nodes = sorted(group.nodes, key=plan.order.__getitem__)
     origin = Origin(tuple(_op_name(node) for node in nodes), _lines(nodes))
-    return KernelOp(nest, outputs, origin, _eager(group, given, made, nest.sizes))
+    return KernelOp(nest, outputs, origin, _eager(group, given, made, nest.sizes, plan.order))
 
 
 def _op_name(node: Node) -> str:
@@ -278,7 +293,11 @@ def _lines(nodes: list[Node]) -> tuple[str, ...]:
 
 
 def _eager(
-    group: Group, given: list[Node], made: list[Node], size_names: tuple[str, ...]
+    group: Group,
+    given: list[Node],
+    made: list[Node],
+    size_names: tuple[str, ...],
+    order: Mapping[Node, int],
 ) -> Callable[..., tuple[Any, ...]]:
     """The group by ATen: the original nodes, in order, on the kernel's own arguments."""
     needed: dict[Node, None] = {}
@@ -291,7 +310,7 @@ def _eager(
             collect(source)
         needed[node] = None
 
-    for node in sorted(group.nodes, key=lambda n: n.meta["deepcompile_order"]):
+    for node in sorted(group.nodes, key=order.__getitem__):
         collect(node)
     recipe = list(needed)
 

@@ -8,7 +8,7 @@ where the factors differ. Axes are *parallel* or *reduced* once a reduction has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -261,8 +261,15 @@ def _join(left: Group, right: Group, match: Match) -> None:
         refine(open_left, open_right, match, right.axes)
 
 
-def merge(left: Group, right: Group, pairs: list[tuple[Position, Position]]) -> tuple[Group, bool]:
+def merge(
+    left: Group,
+    right: Group,
+    pairs: list[tuple[Position, Position]],
+    order: Mapping[Node, int],
+) -> tuple[Group, bool]:
     """One group of both, `pairs` being positions (in left's axes, in right's) to identify.
+
+    `order` gives each node's place in the graph.
 
     Returns the group, and whether some read inside it is at another position than its value (then
     the caller must see that the kernel can still be built).
@@ -288,7 +295,7 @@ def merge(left: Group, right: Group, pairs: list[tuple[Position, Position]]) -> 
     merged.cost = left.cost + right.cost
     merged.members = left.members | right.members
     _check_reductions(merged)
-    _check_phases(merged)
+    _check_phases(merged, order)
     return merged, _shifted(merged)
 
 
@@ -360,14 +367,13 @@ def _accumulates(group: Group, node: Node) -> bool:
     return not group.labels or not covered.isdisjoint(group.names("P"))
 
 
-def _check_phases(group: Group) -> None:
+def _check_phases(group: Group, order: Mapping[Node, int]) -> None:
     parallel = group.names("P") if group.labels else frozenset(group.axes)
     sums = {node for node in group.operands if _accumulates(group, node)}
     if not sums:
         return
     late = set(sums)
-    order = sorted(group.nodes, key=lambda node: node.meta["deepcompile_order"])
-    for node in order:
+    for node in sorted(group.nodes, key=order.__getitem__):
         inside = [read for read, _ in group.reads[node] if read in group.positions]
         if not any(read in late for read in inside):
             continue

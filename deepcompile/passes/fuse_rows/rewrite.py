@@ -22,7 +22,6 @@ from .emit import emit_graph
 from .groups import Group, Reject, cross_reads, merge
 
 aten = torch.ops.aten
-_ORDER = "deepcompile_order"
 
 
 def root(node: Node) -> Node:
@@ -43,6 +42,7 @@ class Plan:
 
     graph: GraphModule
     ctx: PassContext
+    order: dict[Node, int]
     facts: Facts = field(default_factory=Facts)
     accesses: dict[Node, Access] = field(default_factory=dict)
     inlined: dict[Node, Access] = field(default_factory=dict)
@@ -64,9 +64,7 @@ def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: i
     """Replace groups of pointwise and reduction nodes by kernels."""
     if hasattr(torch.ops.deepcompile, "philox_uniform"):
         register_philox()
-    plan = Plan(graph, ctx)
-    for order, node in enumerate(graph.graph.nodes):
-        node.meta[_ORDER] = order
+    plan = Plan(graph, ctx, {node: number for number, node in enumerate(graph.graph.nodes)})
     _probe_all(plan)
     plan.mutated = {root(args_of(n)[0]) for n in graph.graph.nodes if is_mutation(n)}
     _inline_scalars(plan)
@@ -177,7 +175,7 @@ def _start_groups(plan: Plan) -> None:
         if not plan.ctx.allow("fuse-node", node):
             continue
         group = Group(
-            id=node.meta[_ORDER],
+            id=plan.order[node],
             nodes=[node],
             axes=dict(access.axes),
             labels={},
@@ -185,7 +183,7 @@ def _start_groups(plan: Plan) -> None:
             operands={} if access.operand is None else {node: access.operand},
             reads={node: _expand_inlined(plan, access.reads)},
             cost=access.cost,
-            members=1 << node.meta[_ORDER],
+            members=1 << plan.order[node],
         )
         _orient(plan, group, node, access)
         plan.groups[group.id] = group
@@ -247,7 +245,7 @@ def _close_reachability(plan: Plan) -> None:
     bits = {
         node: 0
         if is_view(node) or is_split(node) or is_tuple_reduction(node) or _never_stored(plan, node)
-        else 1 << node.meta[_ORDER]
+        else 1 << plan.order[node]
         for node in nodes
     }
     below: dict[Node, int] = {}
@@ -257,7 +255,7 @@ def _close_reachability(plan: Plan) -> None:
         inputs = list(node.all_input_nodes)
         if is_mutation(node):
             inputs += readers.get(root(args_of(node)[0]), [])
-        elif node.op == "call_function":
+        if node.op == "call_function":
             for source in node.all_input_nodes:
                 readers.setdefault(root(source), []).append(node)
         for source in inputs:
@@ -270,7 +268,7 @@ def _close_reachability(plan: Plan) -> None:
             above[source] |= here
         if is_mutation(node):
             for source in readers.get(root(args_of(node)[0]), []):
-                if source is not node:
+                if plan.order[source] < plan.order[node]:
                     above[source] |= here
     for group in plan.groups.values():
         plan.ancestors[group.id] = below[group.nodes[0]]
@@ -299,7 +297,7 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
     for node, group in plan.group_of.items():
         for read, _ in group.reads[node]:
             if read in plan.group_of:
-                pair = (-_bytes(read), read.meta[_ORDER], node.meta[_ORDER], read, node)
+                pair = (-_bytes(read), plan.order[read], plan.order[node], read, node)
                 found.append(pair)
             if read is not node and node not in readers.setdefault(read, []):
                 readers[read].append(node)
@@ -311,7 +309,7 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
             continue
         for first, second in zip(nodes, nodes[1:], strict=False):
             # Sharing a read saves half of what not writing and reading again saves.
-            found.append((-(size // 2), first.meta[_ORDER], second.meta[_ORDER], first, second))
+            found.append((-(size // 2), plan.order[first], plan.order[second], first, second))
     found.sort(key=lambda item: item[:3])
     return found
 
@@ -349,7 +347,7 @@ def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffe
     if plan.descendants[right.id] & left.members:
         left, right = right, left
     pairs = _identify(left, right)
-    merged, shifted = merge(left, right, pairs)
+    merged, shifted = merge(left, right, pairs, plan.order)
     if _buffer_count(plan, merged) > max_buffers:
         raise Reject(f"a kernel has at most {max_buffers} buffers")
     if shifted:
@@ -434,14 +432,15 @@ def _dissolve(plan: Plan, max_nodes: int) -> None:
     for group in sorted(plan.groups.values(), key=lambda g: -g.id):
         if not _dissolvable(plan, group):
             continue
-        if not plan.ctx.allow("inline-group", group.nodes[0]):
-            continue
         readers = {
             plan.group_of[user].id: plan.group_of[user]
             for node in group.nodes
             for user in _consumers(plan, node)
             if user in plan.group_of and plan.group_of[user] is not group
         }
+        largest = max((len(reader.nodes) for reader in readers.values()), default=0)
+        if largest + len(group.nodes) > max_nodes:
+            continue
         for node in group.nodes:
             plan.inlined[node] = plan.accesses[node]
             del plan.group_of[node]
@@ -449,6 +448,8 @@ def _dissolve(plan: Plan, max_nodes: int) -> None:
         try:
             for reader in readers.values():
                 build_kernel(plan, reader, "trial")
+            if not plan.ctx.allow("inline-group", group.nodes[0]):
+                raise CannotFuse("the limit of rewrites, or the user, forbids it")
         except CannotFuse as reason:
             for node in group.nodes:
                 del plan.inlined[node]

@@ -490,6 +490,9 @@ class Builder:
         used: set[str] = set()
         for axis in axes:
             used |= axis.extent.names()
+        for base in self._buffers:
+            for size in self.facts[base].shape:
+                used |= size.names()
         for instr in self._instrs:
             for attribute in ("index", "offset", "low", "high"):
                 index = getattr(instr, attribute, None)

@@ -13,7 +13,7 @@ from torch.fx import Node
 from ...ir.index import Index, ONE, ZERO, contiguous_strides, product
 from ...ir.ops import REGISTER_OF
 from .builder import Builder, CannotFuse
-from .shapes import argument, CannotLower, Facts, dtype_name, args_of
+from .shapes import argument, CannotLower, Facts, dtype_name, size_index, args_of
 from .views import Position
 
 aten = torch.ops.aten
@@ -122,15 +122,26 @@ def _welford(part: str) -> Callable[..., int]:
         correction = root.kwargs.get("correction", 1)
         if isinstance(args_of(root)[-1], bool) and root.target is aten.var.dim:
             correction = 1 if args_of(root)[2] else 0
-        if not isinstance(correction, (int, float)):
+        if correction is None:
             correction = 1
         count = b.cast(b.index(r.count(b.facts)), register)
-        if correction:
-            free = b.apply("sub", count, b.const(correction, register))
+        if correction != 0:
+            free = b.apply("sub", count, _correction(b, correction, register))
             count = b.apply("maximum", free, b.const(0.0, register))
         return b.apply("div", squares, count)
 
     return finish
+
+
+def _correction(b: Builder, correction: Any, register: str) -> int:
+    if not isinstance(correction, Node):
+        return b.const(correction, register)
+    if correction.target is torch.sym_float:
+        correction = correction.args[0]
+    value = correction.meta["val"] if isinstance(correction, Node) else correction
+    if not isinstance(value, (int, torch.SymInt)):
+        raise CannotLower("a symbolic float")
+    return b.cast(b.index(size_index(value)), register)
 
 
 def _logsumexp(b: Builder, node: Node, r: Reduction, value: int, covered: frozenset[str]) -> int:

@@ -68,6 +68,10 @@ def _from_sympy(expression: Any) -> Index:
             total = total * base
         return total
     kind = type(expression).__name__
+    if kind == "Max" and len(expression.args) == 2 and expression.args[0] == 1:
+        # What strides of sizes that may be 0 are made of: 1 // (size + 1) is 1 for 0, else 0.
+        size = _from_sympy(expression.args[1])
+        return size + floordiv(ONE, size + 1, {})
     if kind in ("FloorDiv", "CleanDiv"):
         return floordiv(_from_sympy(expression.args[0]), _from_sympy(expression.args[1]), {})
     if kind in ("Mod", "PythonMod"):
