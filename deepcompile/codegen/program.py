@@ -185,6 +185,10 @@ class _Maker:
             self.values[node] = source[args_of(node)[1]]
         elif isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
             self.values[node] = SizeRef(size_index(value))
+        elif node.target is torch.sym_float and isinstance(
+            whole := self.values.get(args_of(node)[0]), SizeRef
+        ):
+            self.values[node] = whole
         elif isinstance(value, (float, bool, torch.SymFloat, torch.SymBool)):
             raise CannotCompile(f"{node.target} computes a symbolic number")
         elif self._is_alias(node):
@@ -231,6 +235,7 @@ class _Maker:
     def _kernel(self, node: Node, op: KernelOp) -> None:
         given = iter(args_of(node))
         slots: list[int] = []
+        offsets: list[Index] = []
         results: list[TensorRef] = []
         made = iter(node.meta["val"])
         for buffer in op.nest.buffers:
@@ -238,29 +243,20 @@ class _Maker:
                 slot = self._slot(self._layout(next(made)), "arena")
                 results.append(TensorRef(slot.number, slot.layout, ZERO, True))
                 slots.append(slot.number)
+                offsets.append(ZERO)
                 continue
             value = self.values[next(given)]
             if not isinstance(value, TensorRef):
                 raise CannotCompile("a kernel on something that is no tensor")
-            if not value.whole:
-                value = self._pointer(value)
             slots.append(value.slot)
+            offsets.append(value.offset * value.layout.dtype.itemsize)
         text = print_kernel(replace(op.nest, name="_"))
         function = self.functions.get(text)
         if function is None:
             function = self.functions[text] = len(self.spec.kernels)
             self.spec.kernels.append(op)
-        self.spec.steps.append(KernelStep(op, function, tuple(slots), op.nest.sizes))
+        self.spec.steps.append(KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes))
         self.values[node] = tuple(results)
-
-    def _pointer(self, value: TensorRef) -> TensorRef:
-        """The same memory as a slot of its own, which starts where the view does."""
-        slot = self._slot(value.layout, "extern")
-        self.aliases[slot.number] = value.slot
-        name, target = f"view{slot.number}", aten.alias.default
-        step = ExternStep(name, target, (value,), {}, None, (slot.number,), True, {})
-        self.spec.steps.append(step)
-        return TensorRef(slot.number, slot.layout, ZERO, True)
 
     def _product(self, node: Node) -> bool:
         """Emit a float32 matrix product for the library chosen; False to leave it to ATen."""

@@ -76,6 +76,8 @@ def lower(b: Builder, node: Node, position: Position) -> int:
 def number(b: Builder, value: Any, register: str) -> int:
     """A Python number, or a symbolic one, as a value."""
     if isinstance(value, Node):
+        if isinstance(value.meta["val"], torch.SymFloat):
+            return b.cast(_symbolic_float(b, value), register)
         value = value.meta["val"]
     if isinstance(value, torch.SymInt):
         return b.cast(b.index(size_index(value)), register)
@@ -88,6 +90,54 @@ def number(b: Builder, value: Any, register: str) -> int:
             raise CannotLower("an infinite value in an integer op")
         value = int(value)
     return b.const(value, register)
+
+
+_FLOAT_ARITHMETIC = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    operator.pow: "pow",
+    operator.neg: "neg",
+    torch.sym_sqrt: "sqrt",
+}
+
+
+def _symbolic_float(b: Builder, value: Any) -> int:
+    """A float computed from sizes, in f64 as Python computes it."""
+    if not isinstance(value, Node):
+        return b.const(float(value), "f64")
+    known = value.meta["val"]
+    if isinstance(known, (int, float, torch.SymInt)):
+        return number(b, known, "f64")
+    if value.target is torch.sym_float:
+        return _symbolic_float(b, value.args[0])
+    op = _FLOAT_ARITHMETIC.get(value.target)
+    if op is None:
+        raise CannotLower("a symbolic float")
+    return b.apply(op, *(_symbolic_float(b, argument) for argument in value.args))
+
+
+_FLOAT_ARITHMETIC = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+}
+
+
+def _symbolic_float(b: Builder, value: Any) -> int:
+    """A float computed from sizes, in f64 as Python computes it."""
+    if not isinstance(value, Node):
+        return number(b, value, "f64")
+    if not isinstance(value.meta["val"], torch.SymFloat):
+        return number(b, value, "f64")
+    if value.target is torch.sym_float:
+        return _symbolic_float(b, value.args[0])
+    op = _FLOAT_ARITHMETIC.get(value.target)  # type: ignore[arg-type]
+    if op is None:
+        raise CannotLower(f"a symbolic float of {value.target}")
+    return b.apply(op, *(_symbolic_float(b, argument) for argument in value.args))
 
 
 def read(b: Builder, node: Node, position: Position) -> int:
@@ -120,6 +170,7 @@ def compute_dtype(arguments: list[Any], int_to_float: bool) -> torch.dtype:
         if int_to_float
         else common.ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT
     )
+    values = [1.0 if isinstance(v, torch.SymFloat) else v for v in values]
     plain = [v for v in values if isinstance(v, (torch.Tensor, int, float, bool, torch.SymInt))]
     _, result = common.elementwise_dtypes(*plain, type_promotion_kind=kind)
     return result
