@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from ..ir.index import Index
+from ..ir.index import Index, ZERO
 from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
 from .program import ProgramSpec
@@ -68,7 +68,10 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
 
 
 def _call(step: KernelStep, names: list[str]) -> str:
-    buffers = ", ".join(f"slots[{slot}]" for slot in step.slots)
+    buffers = ", ".join(
+        f"slots[{slot}]" if offset == ZERO else f"(char *)slots[{slot}] + {_size(offset, names)}"
+        for slot, offset in zip(step.slots, step.offsets, strict=True)
+    )
     sizes = ", ".join(f"sizes[{names.index(name)}]" for name in step.sizes) or "0"
     return (
         f"  {{ void *b[] = {{{buffers}}}; const i64 z[] = {{{sizes}}}; "
@@ -77,13 +80,15 @@ def _call(step: KernelStep, names: list[str]) -> str:
 
 
 def _transpose(step: TransposeStep, names: list[str]) -> str:
-    def size(index: Index) -> str:
-        values = {name: Index.of(f"sizes[{number}]") for number, name in enumerate(names)}
-        return str(index.substitute(values, {}))
-
     arguments = (step.rows, step.columns, step.source_stride, step.target_stride)
-    numbers = ", ".join(map(size, arguments))
+    numbers = ", ".join(_size(argument, names) for argument in arguments)
     return (
         f"  dc_transpose((const float *)slots[{step.source}], (float *)slots[{step.target}], "
         f"{numbers}, threads);"
     )
+
+
+def _size(index: Index, names: list[str]) -> str:
+    """A size expression in C++."""
+    values = {name: Index.of(f"sizes[{number}]") for number, name in enumerate(names)}
+    return f"({index.substitute(values, {})})"

@@ -54,11 +54,12 @@ class SizeRef:
 
 @dataclass(frozen=True)
 class KernelStep:
-    """A call of a generated kernel: slots of its buffers, positions of its sizes."""
+    """A call of a generated kernel: slots of its buffers and where in them, in bytes; its sizes."""
 
     op: KernelOp
     function: int
     slots: tuple[int, ...]
+    offsets: tuple[Index, ...]
     sizes: tuple[str, ...]
 
 

@@ -64,3 +64,7 @@ static inline void dc_transpose(const float *from, float *to, i64 rows, i64 colu
 
 // A distance as the number of a lane: what is no lane of this vector stays none.
 static inline i32 dc_near(i64 distance) { return distance < 0 || distance > 15 ? -1 : (i32)distance; }
+
+// Size expressions are printed with these names.
+static inline i64 floordiv(i64 a, i64 b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+static inline i64 mod(i64 a, i64 b) { return a - floordiv(a, b) * b; }
