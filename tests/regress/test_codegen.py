@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deepcompile import backend
+from deepcompile.ir.verify import verify_kernel
 
 
 def compiled(function: Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = False) -> Any:
@@ -43,3 +44,32 @@ def test_two_loops_over_one_concatenation() -> None:
 
     x = torch.randn(2, dtype=torch.float64)
     torch.testing.assert_close(compiled(f, x), f(x))
+
+
+def test_a_buffer_shape_may_use_a_size_of_its_own() -> None:
+    """A size that occurs in the shape of a buffer only was missing from the kernel's sizes."""
+
+    def f(x: torch.Tensor) -> Any:
+        v = torch.exp(-x.abs())
+        return torch.cat([x.relu(), v.sum([0], keepdim=True)], 0)
+
+    x = torch.randn(5, 1)
+    with backend.recording() as record:
+        torch.testing.assert_close(compiled(f, x, dynamic=True), f(x))
+    for kernel in record.graphs[0].kernels:
+        verify_kernel(kernel.nest)
+
+
+def test_a_float_computed_from_sizes() -> None:
+    """A gradient divided by a number of elements sent the whole graph to eager."""
+
+    def f(x: torch.Tensor) -> Any:
+        return x.var(0).sum()
+
+    x = torch.randn(5, 7, requires_grad=True)
+    with backend.recording() as record:
+        compiled(f, x, dynamic=True).backward()
+    assert [graph.fallback for graph in record.graphs] == [None, None]
+    gradient, x.grad = x.grad, None
+    f(x).backward()
+    torch.testing.assert_close(gradient, x.grad)

@@ -334,6 +334,27 @@ def _clamp(b: Builder, node: Node, position: Position) -> int:
     return value
 
 
+@rule(aten.angle.default)
+def _angle(b: Builder, node: Node, position: Position) -> int:
+    """Of real numbers: 0, pi below zero (not of -0.0), NaN of NaN."""
+    register = REGISTER_OF[b.facts[node].dtype]
+    if b.facts[node].dtype not in ("f32", "f64", "bf16", "f16"):
+        raise CannotLower("an angle that is no float")
+    x = operand(b, args_of(node)[0], position, register)
+    zero = b.const(0.0, register)
+    below = b.apply("lt", x, zero, dtype="b1")
+    angle = b.apply("where", below, b.const(math.pi, register), zero, dtype=register)
+    return b.apply("where", b.apply("isnan", x, dtype="b1"), x, angle, dtype=register)
+
+
+@rule(aten.ldexp.Tensor)
+def _ldexp(b: Builder, node: Node, position: Position) -> int:
+    """ATen's own formula: x * 2**y, so that it overflows where eager does."""
+    register = REGISTER_OF[b.facts[node].dtype]
+    x, power = (operand(b, value, position, register) for value in args_of(node)[:2])
+    return b.apply("mul", x, b.apply("exp2", power))
+
+
 @rule(aten.addcmul.default, aten.addcdiv.default)
 def _addc(b: Builder, node: Node, position: Position) -> int:
     register = REGISTER_OF[b.facts[node].dtype]
@@ -412,6 +433,7 @@ def _filled(value: int) -> Rule:
 rule(
     aten.zeros.default,
     aten.zeros_like.default,
+    aten._efficientzerotensor.default,
     aten.new_zeros.default,
     aten.empty.memory_format,
     aten.empty_like.default,
@@ -468,129 +490,6 @@ def _triangle(b: Builder, node: Node, position: Position) -> int:
 def _eye(b: Builder, node: Node, position: Position) -> int:
     on = b.in_range(position[1] - position[0], ZERO, Index.of(1))
     return b.cast(on, b.facts[node].dtype)
-
-
-# -- activations whose backward is one formula ----------------------------------------------------
-
-
-def _float_operands(
-    b: Builder, node: Node, position: Position, count: int
-) -> tuple[str, list[int]]:
-    register = REGISTER_OF[b.facts[node].dtype]
-    return register, [operand(b, a, position, register) for a in args_of(node)[:count]]
-
-
-def _approximate(node: Node, place: int) -> str:
-    return argument(node, place, "approximate", "none")
-
-
-_ROOT_TWO_OVER_PI = math.sqrt(2 / math.pi)
-
-
-@rule(aten.gelu.default)
-def _gelu(b: Builder, node: Node, position: Position) -> int:
-    register, (x,) = _float_operands(b, node, position, 1)
-    half, one = b.const(0.5, register), b.const(1.0, register)
-    if _approximate(node, 1) == "tanh":
-        cube = b.apply("mul", b.apply("mul", x, x), x)
-        inner = b.apply("add", x, b.apply("mul", b.const(0.044715, register), cube))
-        curve = b.apply("tanh", b.apply("mul", b.const(_ROOT_TWO_OVER_PI, register), inner))
-    else:
-        curve = b.apply("erf", b.apply("mul", x, b.const(math.sqrt(0.5), register)))
-    return b.apply("mul", b.apply("mul", half, x), b.apply("add", one, curve))
-
-
-@rule(aten.gelu_backward.default)
-def _gelu_backward(b: Builder, node: Node, position: Position) -> int:
-    register, (gradient, x) = _float_operands(b, node, position, 2)
-    half, one = b.const(0.5, register), b.const(1.0, register)
-    square = b.apply("mul", x, x)
-    if _approximate(node, 2) == "tanh":
-        scale = b.const(_ROOT_TWO_OVER_PI, register)
-        cubic = b.const(0.044715, register)
-        inner = b.apply("add", x, b.apply("mul", cubic, b.apply("mul", square, x)))
-        curve = b.apply("tanh", b.apply("mul", scale, inner))
-        left = b.apply("mul", half, b.apply("add", one, curve))
-        slope = b.apply("sub", one, b.apply("mul", curve, curve))
-        triple = b.apply("mul", b.const(3 * 0.044715, register), square)
-        inside = b.apply("mul", scale, b.apply("add", one, triple))
-        right = b.apply("mul", b.apply("mul", b.apply("mul", half, x), slope), inside)
-    else:
-        curve = b.apply("erf", b.apply("mul", x, b.const(math.sqrt(0.5), register)))
-        left = b.apply("mul", half, b.apply("add", one, curve))
-        density = b.apply("exp", b.apply("mul", square, b.const(-0.5, register)))
-        density = b.apply("mul", density, b.const(1 / math.sqrt(2 * math.pi), register))
-        right = b.apply("mul", x, density)
-    return b.apply("mul", gradient, b.apply("add", left, right))
-
-
-@rule(aten.silu.default)
-def _silu(b: Builder, node: Node, position: Position) -> int:
-    _, (x,) = _float_operands(b, node, position, 1)
-    return b.apply("mul", x, b.apply("sigmoid", x))
-
-
-@rule(aten.silu_backward.default)
-def _silu_backward(b: Builder, node: Node, position: Position) -> int:
-    register, (gradient, x) = _float_operands(b, node, position, 2)
-    one, curve = b.const(1.0, register), b.apply("sigmoid", x)
-    rest = b.apply("mul", x, b.apply("sub", one, curve))
-    return b.apply("mul", gradient, b.apply("mul", curve, b.apply("add", one, rest)))
-
-
-@rule(aten.sigmoid_backward.default)
-def _sigmoid_backward(b: Builder, node: Node, position: Position) -> int:
-    register, (gradient, y) = _float_operands(b, node, position, 2)
-    slope = b.apply("mul", b.apply("sub", b.const(1.0, register), y), y)
-    return b.apply("mul", gradient, slope)
-
-
-@rule(aten.tanh_backward.default)
-def _tanh_backward(b: Builder, node: Node, position: Position) -> int:
-    register, (gradient, y) = _float_operands(b, node, position, 2)
-    slope = b.apply("sub", b.const(1.0, register), b.apply("mul", y, y))
-    return b.apply("mul", gradient, slope)
-
-
-@rule(aten.relu.default)
-def _relu(b: Builder, node: Node, position: Position) -> int:
-    value = b.value(args_of(node)[0], position)
-    return b.apply("maximum", value, b.const(0, b.dtype(value)))
-
-
-@rule(aten.threshold_backward.default)
-def _threshold_backward(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[b.facts[node].dtype]
-    gradient, x = (operand(b, a, position, register) for a in args_of(node)[:2])
-    below = b.apply("le", x, number(b, args_of(node)[2], register), dtype="b1")
-    return b.apply("where", below, b.const(0, register), gradient, dtype=register)
-
-
-@rule(aten.hardtanh_backward.default)
-def _hardtanh_backward(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[b.facts[node].dtype]
-    gradient, x = (operand(b, a, position, register) for a in args_of(node)[:2])
-    low, high = (number(b, v, register) for v in args_of(node)[2:4])
-    under = b.apply("le", x, low, dtype="b1")
-    over = b.apply("ge", x, high, dtype="b1")
-    outside = b.apply("logical_or", under, over)
-    return b.apply("where", outside, b.const(0, register), gradient, dtype=register)
-
-
-@rule(aten.leaky_relu.default)
-def _leaky_relu(b: Builder, node: Node, position: Position) -> int:
-    register, (x,) = _float_operands(b, node, position, 1)
-    slope = number(b, args_of(node)[1] if len(args_of(node)) > 1 else 0.01, register)
-    above = b.apply("gt", x, b.const(0.0, register), dtype="b1")
-    return b.apply("where", above, x, b.apply("mul", x, slope), dtype=register)
-
-
-@rule(aten.leaky_relu_backward.default)
-def _leaky_relu_backward(b: Builder, node: Node, position: Position) -> int:
-    register, (gradient, x) = _float_operands(b, node, position, 2)
-    slope = number(b, args_of(node)[2], register)
-    above = b.apply("gt", x, b.const(0.0, register), dtype="b1")
-    return b.apply("where", above, gradient, b.apply("mul", gradient, slope), dtype=register)
 
 
 # -- random ---------------------------------------------------------------------------------------
