@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...pipeline.protocol import PassContext, PassResult
-from ..lowering import indexing, rules  # noqa: F401  (registers the rules)
+from ..lowering import activations, indexing, rules  # noqa: F401  (registers the rules)
 from ..lowering.builder import CannotFuse
 from ..lowering.probe import Access, probe
 from ..lowering.reductions import is_tuple_reduction, reduction_of

@@ -156,6 +156,26 @@ def _select_scatter(b: Builder, node: Node, position: Position) -> int:
     )
 
 
+@rule(aten.diagonal_scatter.default)
+def _diagonal_scatter(b: Builder, node: Node, position: Position) -> int:
+    base, source = args_of(node)[:2]
+    offset = argument(node, 2, "offset", 0)
+    first = _dim(argument(node, 3, "dim1", 0), len(position))
+    second = _dim(argument(node, 4, "dim2", 1), len(position))
+    if not isinstance(offset, int):
+        raise CannotLower("a diagonal at a symbolic distance")
+    keep = b.in_range(position[second] - position[first] - offset, ZERO, ONE)
+    along = position[first] - max(-offset, 0)
+    rest = tuple(at for dim, at in enumerate(position) if dim not in (first, second))
+    register = REGISTER_OF[b.facts[node].dtype]
+    return _choose(
+        b,
+        keep,
+        lambda: b.cast(b.value(source, (*rest, along)), register),
+        lambda: b.value(base, position),
+    )
+
+
 @rule(aten.flip.default)
 def _flip(b: Builder, node: Node, position: Position) -> int:
     shape = b.facts[node].shape
