@@ -174,7 +174,7 @@ class _Compiler:
         frame = why.user_stack[-1] if why.user_stack else None
         self.note(
             "graph-break",
-            reason=why.reason.partition("\n")[0],
+            reason=in_short(why.reason),
             origin=f"{frame.filename}:{frame.lineno}" if frame else None,
             detail=why.reason,
         )
@@ -300,6 +300,15 @@ class _Compiler:
                     "function": f"k{step.function}",
                 },
             )
+
+
+def in_short(graph_break: str) -> str:
+    """Dynamo's text about a graph break in one line: its title and what it explains."""
+    title, *rest = graph_break.splitlines()
+    explained = (
+        line.strip().removeprefix("Explanation: ") for line in rest if "Explanation" in line
+    )
+    return ": ".join([title, *itertools.islice(explained, 1)])
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:

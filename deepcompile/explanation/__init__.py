@@ -1,0 +1,79 @@
+"""`deepcompile.explain`: what became of a model, as an object that prints."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from deepcompile.backend import Recording, deepep, in_short, recording
+from deepcompile.explanation.facts import Explanation, GraphBreak
+from deepcompile.explanation.measure import measure_graph
+from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, undisturbed
+
+__all__ = ["Explanation", "explain"]
+
+
+def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Compile `model`, run it once on these inputs, and tell what became of it.
+
+    Forward runs, and where an output needs a gradient also backward, from the sum of the outputs.
+    Parameters, buffers, gradients, attributes of modules, inputs and random states are afterwards
+    what they were. Nothing compiled before counts: Dynamo is reset, before and after, so functions
+    compiled by the user compile again when next called (their kernels are found in the cache).
+
+    Args:
+        model: a module or function, compiled or not.
+        *args, **kwargs: what it is called with.
+
+    Raises:
+        What the model raises on these inputs, and `CompileError` and the like under the options
+        of the environment, e.g. `DEEPCOMPILE_STRICT`.
+    """
+    model = original_of(model)
+    torch._dynamo.reset()
+    breaks_before = Counter(counters["graph_break"])
+    try:
+        with undisturbed(model), recording() as record:
+            start = time.perf_counter()
+            run_once(torch.compile(model, backend=deepep), *copy_of((args, kwargs)))
+            seconds = time.perf_counter() - start
+    finally:
+        torch._dynamo.reset()
+    breaks = Counter(counters["graph_break"])
+    breaks.subtract(breaks_before)
+    return _explanation(record, +breaks, seconds)
+
+
+def _explanation(record: Recording, breaks: Counter[str], seconds: float) -> Explanation:
+    fallbacks = [fields for event, fields in record.events if event == "fallback"]
+    rejected = Counter(f["reason"] for event, f in record.events if event == "fusion-rejected")
+    not_lowered = Counter(
+        (str(f["op"]), str(f["reason"])) for event, f in record.events if event == "not-lowered"
+    )
+    failed = [(str(f["pass"]), str(f["error"])) for e, f in record.events if e == "pass-failed"]
+    return Explanation(
+        graphs=tuple(measure_graph(graph) for graph in record.graphs),
+        fallbacks=tuple((str(f.get("graph", f.get("stage", "?"))), f["reason"]) for f in fallbacks),
+        graph_breaks=_graph_breaks(record, breaks),
+        rejected=tuple(rejected.most_common()),
+        not_lowered=tuple((op, reason, n) for (op, reason), n in not_lowered.most_common()),
+        failed_passes=tuple(failed),
+        seconds=seconds,
+    )
+
+
+def _graph_breaks(record: Recording, counted: Counter[str]) -> tuple[GraphBreak, ...]:
+    """Breaks with their line; and those that Dynamo only counted, for they left no graph."""
+    found: Counter[tuple[str, str | None]] = Counter()
+    for event, fields in record.events:
+        if event == "graph-break":
+            found[fields["reason"], fields["origin"]] += 1
+            counted[fields["detail"]] -= 1
+    for detail, count in (+counted).items():
+        found[in_short(detail), None] += count
+    return tuple(GraphBreak(reason, origin, n) for (reason, origin), n in found.most_common())
