@@ -18,7 +18,14 @@ RANDOM = "draws random numbers, by design not those of eager: shape and dtype ar
 #: Operators whose values are not compared, each with the reason. They are compiled and classified.
 EXCLUDED: Mapping[str, str] = {
     **dict.fromkeys(
-        ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"),
+        (
+            "empty",
+            "empty_like",
+            "empty_permuted",
+            "empty_strided",
+            "new_empty",
+            "new_empty_strided",
+        ),
         UNINITIALISED,
     ),
     **dict.fromkeys(

@@ -39,7 +39,10 @@ def difference(got: Tensor, eager: Tensor, precise: Tensor | None) -> str | None
     if eager.is_quantized:
         got, eager = got.dequantize(), eager.dequantize()
     if got.is_complex():
-        got, eager = torch.view_as_real(got.resolve_conj()), torch.view_as_real(eager.resolve_conj())
+        got, eager = (
+            torch.view_as_real(got.resolve_conj()),
+            torch.view_as_real(eager.resolve_conj()),
+        )
         precise = None
     if not eager.dtype.is_floating_point:
         if torch.equal(got, eager):

@@ -61,7 +61,9 @@ def _progress(row: Row, left: int) -> None:
         return
     problem = (row.get("problems") or [row.get("reason", "")])[0]
     name = f"{row['op']} {row['dtype']} {row['mode']}"
-    print(f"{left:5d} left  {row['status']:8s} {name}: {problem[:160]}", file=sys.stderr, flush=True)
+    print(
+        f"{left:5d} left  {row['status']:8s} {name}: {problem[:160]}", file=sys.stderr, flush=True
+    )
 
 
 def _read(path: Path | None) -> list[Row]:

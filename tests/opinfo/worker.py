@@ -267,7 +267,8 @@ def _is_dynamo(error: Exception) -> bool:
     if names & {"BackendCompilerFailed", "CompileError"}:
         return False
     return bool(
-        names & {"TorchDynamoException", "GuardOnDataDependentSymNode", "UserErrorType", "Unsupported"}
+        names
+        & {"TorchDynamoException", "GuardOnDataDependentSymNode", "UserErrorType", "Unsupported"}
     )
 
 
