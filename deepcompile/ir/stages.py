@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .index import Index
-from .nest import Accumulate, Instr, Reduce, Stage, StageKind, Store, operands
+from .nest import Accumulate, Instr, Load, Reduce, Stage, StageKind, Store, operands
 
 
 def index_names(instr: Instr) -> frozenset[str]:
@@ -22,14 +22,17 @@ def place(instrs: Iterable[Instr], reduced: frozenset[str]) -> tuple[Stage, ...]
     """Stages for instructions given in dependency order; `reduced` names the reduced axes.
 
     Every instruction goes to the earliest stage that its operands allow, except that what only the
-    stages after all points read is computed there. Stores go last in their stage.
+    stages after all points read is computed there. Stores go last in their stage, and to a buffer
+    that is also loaded in the last loop: later loops may load again what an earlier one computed.
     """
     order = list(instrs)
+    loaded = {instr.buffer for instr in order if isinstance(instr, Load)}
     loops = _in_loops(order, reduced)
     late = _late(order, loops, reduced)
     level: dict[int, int] = {}
     placed: dict[tuple[StageKind, int], list[Instr]] = {}
     stores: dict[tuple[StageKind, int], list[Instr]] = {}
+    in_place: list[Store] = []
     for number, instr in enumerate(order):
         at = max((level[read] for read in operands(instr)), default=0)
         kind: StageKind
@@ -44,12 +47,19 @@ def place(instrs: Iterable[Instr], reduced: frozenset[str]) -> tuple[Stage, ...]
             kind = "loop" if loop else "row"
         else:
             kind = "loop" if loops[instr.id] else "row"
-        (stores if isinstance(instr, Store) else placed).setdefault((kind, at), []).append(instr)
         if isinstance(instr, Store):
+            if kind == "loop" and instr.buffer in loaded:
+                in_place.append(instr)
+            else:
+                stores.setdefault((kind, at), []).append(instr)
             continue
+        placed.setdefault((kind, at), []).append(instr)
         level[instr.id] = 0 if isinstance(instr, Accumulate) else at + isinstance(instr, Reduce)
     stages: list[Stage] = []
     deepest = max((at for _, at in [*placed, *stores]), default=0)
+    if in_place:
+        deepest = max([deepest, *(level[instr.value] for instr in in_place)])
+        stores.setdefault(("loop", deepest), []).extend(in_place)
     keys: list[tuple[StageKind, int]] = []
     for at in range(deepest + 1):
         keys += [("row", at), ("loop", at)]

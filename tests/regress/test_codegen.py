@@ -73,3 +73,24 @@ def test_a_float_computed_from_sizes() -> None:
     gradient, x.grad = x.grad, None
     f(x).backward()
     torch.testing.assert_close(gradient, x.grad)
+
+
+@pytest.mark.parametrize("width", [7, 64])
+def test_a_write_into_an_input_comes_after_the_last_pass_over_the_row(width: int) -> None:
+    """Later passes over a row read again what an earlier one had overwritten."""
+
+    def variance(x: torch.Tensor) -> Any:
+        v = x.var([1], correction=0)
+        x.copy_(x + x)
+        return v
+
+    def softmax(x: torch.Tensor) -> Any:
+        y = x.softmax(-1)
+        x.mul_(3)
+        return y
+
+    for f in (variance, softmax):
+        x = torch.randn(40, width)
+        y = x.clone()
+        torch.testing.assert_close(compiled(f, y), f(x))
+        torch.testing.assert_close(y, x)
