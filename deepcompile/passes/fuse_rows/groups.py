@@ -74,7 +74,8 @@ class Group:
         labels: dict[str, str] = {}
         for name, label in self.labels.items():
             for inner in values.get(name, Index.of(name)).names():
-                labels[inner] = label
+                if inner in extents:
+                    labels[inner] = label
         self.labels = labels
         renamed: dict[str, Index] = {}
         for name, extent in self.axes.items():
@@ -82,7 +83,8 @@ class Group:
                 renamed[name] = extent
                 continue
             for inner in _radix_names(values[name]):
-                renamed[inner] = axes[inner]
+                if inner in axes:
+                    renamed[inner] = axes[inner]
         self.axes = renamed
 
 
@@ -102,10 +104,11 @@ def radix(index: Index, extents: dict[str, Index]) -> list[str] | None:
     """The axes of `index`, outermost first, when it counts through all of them in row-major order."""
     if index == ZERO:
         return []
-    names = _radix_names(index)
+    # Other names are sizes, in strides.
+    names = [name for name in _radix_names(index) if name in extents]
     expected = ONE
     for name in reversed(names):
-        if name not in extents or index.coefficient(name) != expected:
+        if index.coefficient(name) != expected:
             return None
         expected = expected * extents[name]
     rest = index
