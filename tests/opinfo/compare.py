@@ -83,6 +83,6 @@ def _against(got: Tensor, eager: Tensor, precise: Tensor | None) -> str | None:
         return None
     first = int(wrong.flatten().nonzero()[0])
     return (
-        f"{int(wrong.sum())} of {wrong.numel()} elements: got {wide_got.flatten()[first]:.9g}, eager "
-        f"{wide_eager.flatten()[first]:.9g}, float64 {precise.flatten()[first]:.9g}"
+        f"{int(wrong.sum())} of {wrong.numel()} elements: got {wide_got.flatten()[first]:.9g}, "
+        f"eager {wide_eager.flatten()[first]:.9g}, float64 {precise.flatten()[first]:.9g}"
     )

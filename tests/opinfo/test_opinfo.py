@@ -1,4 +1,4 @@
-"""torch's operator database under our backend: equal to eager, and compiled rather than left to ATen.
+"""torch's operator database under our backend: equal to eager, and compiled, not left to ATen.
 
 `make test` takes a fixed sample of combinations, each with one sample input. `make opinfo` compiles
 two samples of every operator and `make opinfo-full` all of them; both go on with the results file

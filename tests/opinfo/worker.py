@@ -70,7 +70,11 @@ def _check(case: Case, samples: int, options: Options) -> dict[str, Any]:
     differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
     torch.manual_seed(0)
     random.seed(0)
-    inputs = list(op.sample_inputs("cpu", dtype, requires_grad=differentiable))
+    try:
+        inputs = list(op.sample_inputs("cpu", dtype, requires_grad=differentiable))
+    except RuntimeError as error:
+        reason = f"torch makes no sample inputs: {error}".splitlines()[0]
+        return {"status": "skipped", "kind": "untraceable", "reason": reason}
     chosen = _spread(inputs, samples)
     found = _Findings()
     compared = 0
