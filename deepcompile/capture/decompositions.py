@@ -17,7 +17,12 @@ from torch._decomp import get_decompositions
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule
 
-from deepcompile.capture import loss_decompositions, norm_decompositions, small_decompositions
+from deepcompile.capture import (
+    loss_decompositions,
+    norm_decompositions,
+    pooling_decompositions,
+    small_decompositions,
+)
 
 Decomposition = Callable[..., Any]
 
@@ -83,6 +88,7 @@ def decomposition_table(*, round_statistics: bool = False) -> Mapping[OpOverload
         table.update(norm_decompositions.FORWARD)
     table.update(loss_decompositions.TABLE)
     table.update(small_decompositions.TABLE)
+    table.update(pooling_decompositions.TABLE)
     return table
 
 
