@@ -71,7 +71,8 @@ class _Emitter(Loops):
             "  team = team < threads ? team : threads;",
             "  team = team < units ? team : units;",
             "  if (team < 1) team = 1;",
-            f"  {self.name}_call call = {{buffers, sizes, workspace, {self._c(workspace)}, failed}};",
+            f"  {self.name}_call call = "
+            f"{{buffers, sizes, workspace, {self._c(workspace)}, failed}};",
             f"  dc_parallel({self.name}_body, &call, team);",
             finish,
             "}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from ..ir.index import ONE, Index, product
@@ -90,7 +91,7 @@ class Loops(Reductions):
         assert extent is not None
         edges = [0, *breaks, extent]
         with self.block(""):
-            for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+            for number, (start, stop) in enumerate(itertools.pairwise(edges)):
                 known = {id: lo <= start < hi for id, (lo, hi) in tests.items()}
                 saved, self.scope.known = self.scope.known, {**self.scope.known, **known}
                 from_name, to_name = f"lo{number}", f"hi{number}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from ..ir.index import Index, ZERO
+from ..ir.index import ZERO, Index
 from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
 from .program import ProgramSpec

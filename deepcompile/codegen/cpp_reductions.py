@@ -167,9 +167,8 @@ class Reductions(Values):
                 return
             value = self._as_vector(accumulate.arg)
             if self.tail:
-                self.line(
-                    f"dc_storen({at}, {combine}(dc_loadn({at}, {self.tail}), {value}), {self.tail});"
-                )
+                total = f"{combine}(dc_loadn({at}, {self.tail}), {value})"
+                self.line(f"dc_storen({at}, {total}, {self.tail});")
             else:
                 self.line(f"dc_store({at}, {combine}(dc_load({at}), {value}));")
             return

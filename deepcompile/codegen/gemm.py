@@ -1,7 +1,8 @@
 """Matrix products as steps: which library, and which operand is first brought to row-major order.
 
-oneDNN takes its second operand in either order, its first only by rows: ATen would copy it on one
-thread. Here a transposition is a step of the program on all threads, of the smaller of the operands.
+oneDNN takes its second operand in either order, its first only by rows: ATen would copy it on
+one thread. Here a transposition is a step of the program on all threads, of the smaller of the
+operands.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def gemm_steps(
     choice: GemmChoice,
     new_slot: Callable[[Layout, Any], Slot],
 ) -> tuple[list[Step], int] | None:
-    """Steps that compute a product with oneDNN and the slot of its result; None to leave it to ATen."""
+    """Steps that compute a product with oneDNN, and the slot of its result; None for ATen."""
     left, right = product.left, product.right
     if not (_matrix(left) and _matrix(right) and onednn_available()):
         return None

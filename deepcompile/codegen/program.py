@@ -18,7 +18,7 @@ from ..cost.gemm import GemmChoice, default_gemm_choice
 from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
-from ..passes.lowering.shapes import CannotLower, size_index, args_of
+from ..passes.lowering.shapes import CannotLower, args_of, argument, size_index
 from .gemm import Product, gemm_steps
 from .steps import (
     ExternStep,
@@ -57,6 +57,24 @@ _OUT_VARIANTS: dict[Any, Any] = {
     aten.addmm.default: aten.addmm.out,
     aten.bmm.default: aten.bmm.out,
     aten.baddbmm.default: aten.baddbmm.out,
+}
+
+
+def _rebased_scatter(
+    base: torch.Tensor, src: torch.Tensor, size: Any, stride: Any, offset: int
+) -> torch.Tensor:
+    return aten.as_strided_scatter.default(base, src, size, stride, base.storage_offset() + offset)
+
+
+def _rebased_copy(base: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.Tensor:
+    return aten.as_strided_copy.default(base, size, stride, base.storage_offset() + offset)
+
+
+# Ops that count an offset from the start of the storage, where our tensors lie elsewhere in it
+# than when the graph was traced; with the position of that argument.
+_OFFSETS: dict[Any, tuple[int, Callable[..., Any]]] = {
+    aten.as_strided_scatter.default: (4, _rebased_scatter),
+    aten.as_strided_copy.default: (3, _rebased_copy),
 }
 
 
@@ -255,7 +273,9 @@ class _Maker:
         if function is None:
             function = self.functions[text] = len(self.spec.kernels)
             self.spec.kernels.append(op)
-        self.spec.steps.append(KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes))
+        self.spec.steps.append(
+            KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes)
+        )
         self.values[node] = tuple(results)
 
     def _product(self, node: Node) -> bool:
@@ -290,6 +310,8 @@ class _Maker:
             raise CannotCompile(f"{target} writes into its input")
         value = node.meta.get("val")
         args, kwargs = torch.fx.node.map_arg((args_of(node), node.kwargs), self._reference)
+        if target in _OFFSETS:
+            target, args, kwargs = self._rebased(node, args, kwargs)
         out: int | None = None
         results: list[int | None] = []
         single = isinstance(value, torch.Tensor)
@@ -325,6 +347,16 @@ class _Maker:
             ExternStep(node.name, target, args, kwargs, out, tuple(results), single, layouts)
         )
         self.values[node] = refs[0] if single else tuple(refs)
+
+    def _rebased(self, node: Node, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """The same call with its storage offset counted from the first element of its tensor."""
+        position, target = _OFFSETS[node.target]
+        base = args_of(node)[0].meta["val"]
+        given = argument(node, position, "storage_offset")
+        given = base.storage_offset() if given is None else given
+        given = given.meta["val"] if isinstance(given, Node) else given
+        offset = SizeRef(size_index(given) - size_index(base.storage_offset()))
+        return target, (*args[:position], offset), {}
 
     def _reference(self, node: Node) -> Any:
         return self.values[node]

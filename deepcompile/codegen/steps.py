@@ -65,7 +65,7 @@ class KernelStep:
 
 @dataclass(frozen=True)
 class ExternStep:
-    """A call of ATen: `out` is a slot given as `out=`, else `results` are slots of what it returns."""
+    """A call of ATen: `out` is a slot given as `out=`, else `results` are slots of its results."""
 
     name: str
     target: Callable[..., Any]

@@ -1,7 +1,8 @@
 """One block of memory for the intermediates of a graph, laid out by lifetime.
 
-Offsets are chosen greedily, largest buffer first, at the lowest place free over the buffer's whole life.
-The block itself is shared by all programs of a process that do not run at the same time.
+Offsets are chosen greedily, largest buffer first, at the lowest place free over the buffer's
+whole life. The block itself is shared by all programs of a process that do not run at the same
+time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class ArenaPlan:
-    """Offsets in bytes, the size of the arena, and the largest sum of live bytes: its lower bound."""
+    """Offsets in bytes, the arena's size, and the largest sum of live bytes: its lower bound."""
 
     offsets: tuple[int, ...]
     size: int

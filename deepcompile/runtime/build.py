@@ -1,8 +1,9 @@
 """Building C++ into a loaded library, through a cache on disk that any number of processes share.
 
-An entry is named by a hash of the source, the compiler and the flags, and is written to a name of its
-own before it is renamed into place. A cached file carries its own checksum: one that was cut short or
-altered is rebuilt. Nothing about the cache can fail a compile: without it, libraries are built anew.
+An entry is named by a hash of the source, the compiler and the flags, and is written to a name
+of its own before it is renamed into place. A cached file carries its own checksum: one that was
+cut short or altered is rebuilt. Nothing about the cache can fail a compile: without it,
+libraries are built anew.
 """
 
 from __future__ import annotations

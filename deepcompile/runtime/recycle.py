@@ -1,9 +1,10 @@
 """Memory of outputs, used again once nobody holds them.
 
-The C library gives every large block back to the system when it is freed and gets it anew, page fault by
-page fault: for saved activations that costs more than the kernels that fill them. So large outputs are
-tensors over storages that this pool also holds. A storage is handed out again only when the pool's is the
-only reference left: no tensor, view, saved activation or array of the user's can still see it.
+The C library gives every large block back to the system when it is freed and gets it anew, page
+fault by page fault: for saved activations that costs more than the kernels that fill them. So
+large outputs are tensors over storages that this pool also holds. A storage is handed out again
+only when the pool's is the only reference left: no tensor, view, saved activation or array of
+the user's can still see it.
 """
 
 from __future__ import annotations

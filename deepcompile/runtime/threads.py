@@ -15,8 +15,8 @@ import torch
 def openmp_entry_points() -> tuple[int, int, int] | None:
     """Addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads, or None.
 
-    Looks at the libraries already loaded, then at those shipped with torch: two OpenMP runtimes in one
-    process would fight for the cores.
+    Looks at the libraries already loaded, then at those shipped with torch: two OpenMP runtimes in
+    one process would fight for the cores.
     """
     for path in _candidates():
         try:

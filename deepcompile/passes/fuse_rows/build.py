@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from ...ir.collapse import collapse_axes
-from ...ir.index import Index, ZERO
+from ...ir.index import ZERO, Index
 from ...ir.nest import Kernel
 from ..lowering.builder import Builder
+from ..lowering.rules import lower
 from ..lowering.shapes import args_of
 from ..lowering.views import Position, is_view
 from .groups import Group
-
-if TYPE_CHECKING:
-    from .rewrite import Plan
+from .plan import Plan, is_mutation, needed_outside, root
 
 aten = torch.ops.aten
 
@@ -37,10 +35,8 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
     Raises:
         CannotFuse: when the group, against the expectation of the merge, is no one kernel.
     """
-    from .rewrite import _needed_outside, is_mutation, root
-
     ordered = sorted(group.nodes, key=plan.order.__getitem__)
-    stored = [node for node in ordered if _needed_outside(plan, group, node)]
+    stored = [node for node in ordered if needed_outside(plan, group, node)]
     axes = _loop_order(plan, group, stored or ordered)
     parallel = [name for name in axes if group.labels.get(name, "P") == "P"]
     reduced = [name for name in axes if name not in parallel]
@@ -58,6 +54,7 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
         [(f"p{i}", group.axes[old]) for i, old in enumerate(parallel)],
         [(f"r{i}", group.axes[old]) for i, old in enumerate(reduced)],
         in_memory,
+        lower,
         round_always=plan.round_always,
     )
 

@@ -6,7 +6,7 @@ import heapq
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -16,13 +16,11 @@ from ...ir.graph_text import origin_of
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
 from ..lowering.builder import CannotFuse
-from ..lowering.shapes import size_index, args_of
+from ..lowering.shapes import args_of, size_index
 from ..lowering.views import is_view
 from .build import Built, build_kernel
 from .groups import Group
-
-if TYPE_CHECKING:
-    from .rewrite import Plan
+from .plan import Plan, is_mutation, orient, root
 
 
 def emit_graph(plan: Plan) -> tuple[GraphModule, int]:
@@ -67,9 +65,7 @@ class _Split:
                 cost=access.cost,
                 members=1 << plan.order[node],
             )
-            from .rewrite import _orient
-
-            _orient(plan, single, node, access)
+            orient(plan, single, node, access)
             plan.groups[single.id] = single
             plan.group_of[node] = single
         for node in group.nodes:
@@ -116,8 +112,6 @@ class _Writer:
         return list(unit.all_input_nodes)
 
     def _order(self) -> list[Node | Group]:
-        from .rewrite import is_mutation, root
-
         nodes = list(self.plan.graph.graph.nodes)
         wanted: dict[int, Node | Group] = {}
         needs: dict[int, list[Node | Group]] = {}
@@ -162,7 +156,7 @@ class _Writer:
         needs: dict[int, list[Node | Group]],
         root: Callable[[Node], Node],
     ) -> None:
-        """Who reads an input before it is written runs before the write, who reads it after, after."""
+        """Reads of an input keep their side of its write."""
         for mutation in mutations:
             unit, target = self._unit(mutation), root(args_of(mutation)[0])
             for key, other in wanted.items():
@@ -177,9 +171,7 @@ class _Writer:
                 else:
                     needs[key].append(unit)
 
-    def _reads_at(
-        self, unit: Node | Group, target: Node, root: Callable[[Node], Node]
-    ) -> int:
+    def _reads_at(self, unit: Node | Group, target: Node, root: Callable[[Node], Node]) -> int:
         """The place in the graph of the last node of a unit that reads `target`."""
         if isinstance(unit, Node):
             return self.plan.order[unit]
@@ -199,10 +191,8 @@ class _Writer:
         return self.env[node]
 
     def _write_kernel(self, group: Group) -> None:
-        from .rewrite import is_mutation, root
-
         built = self.built[group.id]
-        # A buffer that is only written, but belongs to an input, is passed in like one that is read.
+        # An input that is only written is passed in like one that is read.
         op = _kernel_op(self.plan, group, built)
         arguments = [
             self.env[base] for base, role in built.buffers if role != "out" or _is_given(base)

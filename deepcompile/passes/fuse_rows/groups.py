@@ -1,10 +1,10 @@
 """Groups of nodes that can be one kernel, and the algebra of merging two of them.
 
-A group has axes, and for each of its nodes the position at which the kernel has that node's value. Two groups
-merge when their axes can be identified so that one reads the other's values where they are: the
-positions on both sides of an edge are matched dimension by dimension as mixed-radix numbers, splitting axes
-where the factors differ. Axes are *parallel* or *reduced* once a reduction has said so.
-"""
+A group has axes, and for each of its nodes the position at which the kernel has that node's
+value. Two groups merge when their axes can be identified so that one reads the other's values
+where they are: the positions on both sides of an edge are matched dimension by dimension as
+mixed-radix numbers, splitting axes where the factors differ. Axes are *parallel* or *reduced*
+once a reduction has said so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import count
 
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, exact_divide, product
+from ...ir.index import ONE, ZERO, Index, exact_divide, product
 from ..lowering.views import Position
 
 
@@ -101,7 +101,7 @@ def _weight(stride: Index) -> tuple[int, int]:
 
 
 def radix(index: Index, extents: dict[str, Index]) -> list[str] | None:
-    """The axes of `index`, outermost first, when it counts through all of them in row-major order."""
+    """The axes of `index`, outermost first, when it walks them all in row-major order."""
     if index == ZERO:
         return []
     # Other names are sizes, in strides.
@@ -164,7 +164,7 @@ def refine(
             b.append((name_b, quotient))
         else:
             raise Reject("the shapes of their loops have no common factors")
-        # An axis of the right side that stays whole keeps its name: most merges rename one side only.
+        # A right axis that stays whole keeps its name: most merges rename one side only.
         shared = name_b if whole[name_b] == size else fresh_axis()
         pieces_a.setdefault(name_a, []).insert(0, (shared, size))
         pieces_b.setdefault(name_b, []).insert(0, (shared, size))

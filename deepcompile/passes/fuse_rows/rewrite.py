@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch.fx import GraphModule, Node
@@ -12,52 +12,25 @@ from torch.fx import GraphModule, Node
 from ...pipeline.protocol import PassContext, PassResult
 from ..lowering import activations, indexing, rules  # noqa: F401  (registers the rules)
 from ..lowering.builder import CannotFuse
-from ..lowering.probe import Access, probe
+from ..lowering.probe import probe
 from ..lowering.reductions import is_tuple_reduction, reduction_of
 from ..lowering.rules import is_scalar_rule, register_philox
-from ..lowering.shapes import CannotLower, Facts, memory_order, args_of
-from ..lowering.views import Position, is_split, is_view, view_source
+from ..lowering.shapes import CannotLower, args_of
+from ..lowering.views import Position, is_split, is_view
 from .build import build_kernel
 from .emit import emit_graph
 from .groups import Group, Reject, cross_reads, merge
+from .plan import (
+    Plan,
+    consumers,
+    is_mutation,
+    needed_outside,
+    never_stored,
+    orient,
+    root,
+)
 
 aten = torch.ops.aten
-
-
-def root(node: Node) -> Node:
-    """The node whose memory a view reads; the node itself when it is no view."""
-    while is_view(node):
-        node = view_source(node)
-    return node
-
-
-def is_mutation(node: Node) -> bool:
-    """Whether the node writes into one of its inputs in a way kernels know."""
-    return node.op == "call_function" and node.target is aten.copy_.default
-
-
-@dataclass
-class Plan:
-    """The state of one run of the pass."""
-
-    graph: GraphModule
-    ctx: PassContext
-    order: dict[Node, int]
-    facts: Facts = field(default_factory=Facts)
-    accesses: dict[Node, Access] = field(default_factory=dict)
-    inlined: dict[Node, Access] = field(default_factory=dict)
-    group_of: dict[Node, Group] = field(default_factory=dict)
-    groups: dict[int, Group] = field(default_factory=dict)
-    ancestors: dict[int, int] = field(default_factory=dict)
-    descendants: dict[int, int] = field(default_factory=dict)
-    needed: set[Node] = field(default_factory=set)
-    mutated: set[Node] = field(default_factory=set)
-    rejected: dict[tuple[Node, Node], str] = field(default_factory=dict)
-
-    @property
-    def round_always(self) -> bool:
-        """Whether every op rounds to its dtype, as eager does."""
-        return getattr(self.ctx.options, "numerics", "fast") == "eager"
 
 
 def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: int) -> PassResult:
@@ -99,10 +72,8 @@ def _candidate(node: Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return False
-    return (
-        is_scalar_rule(node)
-        and node.target is not operator.getitem
-        or (reduction_of(node) is not None)
+    return (is_scalar_rule(node) and node.target is not operator.getitem) or (
+        reduction_of(node) is not None
     )
 
 
@@ -124,28 +95,13 @@ def _check_mutation(node: Node) -> None:
         raise CannotLower("a write into something that is no input")
 
 
-def _consumers(plan: Plan, node: Node) -> Iterable[Node]:
-    """The nodes that read a node's memory, seen through views."""
-    stack = list(node.users)
-    seen: set[Node] = set()
-    while stack:
-        user = stack.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        if is_view(user) or is_split(user) or is_tuple_reduction(user):
-            stack.extend(user.users)
-            continue
-        yield user
-
-
 def _must_be_stored(plan: Plan, node: Node) -> bool:
     """Whether something other than a kernel reads the node."""
-    return any(user not in plan.accesses for user in _consumers(plan, node))
+    return any(user not in plan.accesses for user in consumers(plan, node))
 
 
 def _inline_scalars(plan: Plan) -> None:
-    """Creations, and single values made from stored single values, are computed where they are read."""
+    """Creations, and values made from single values in memory, are computed where they are read."""
     for node, access in list(plan.accesses.items()):
         if access.operand is not None or is_mutation(node):
             continue
@@ -185,7 +141,7 @@ def _start_groups(plan: Plan) -> None:
             cost=access.cost,
             members=1 << plan.order[node],
         )
-        _orient(plan, group, node, access)
+        orient(plan, group, node, access)
         plan.groups[group.id] = group
         plan.group_of[node] = group
 
@@ -203,48 +159,13 @@ def _expand_inlined(
     return tuple(result)
 
 
-def _orient(plan: Plan, group: Group, node: Node, access: Access) -> None:
-    """Label the axes of a lone reduction: rows where it is contiguous, else sums over the rows."""
-    reduction = reduction_of(node)
-    if reduction is None or access.operand is None:
-        return
-    dims = {
-        dim: next(iter(index.names())) for dim, index in enumerate(access.operand) if index.names()
-    }
-    reduced = {name for dim, name in dims.items() if dim in reduction.dims}
-    kept = set(group.axes) - reduced
-    if not kept:
-        if reduction.kind in ("argmax", "argmin", "welford", "lse"):
-            group.labels = dict.fromkeys(group.axes, "R")
-        return
-    if not reduced:
-        return
-    rows = True
-    if reduction.kind in ("sum", "prod", "max", "min", "any", "all"):
-        order = [dim for dim in memory_order(plan.facts[reduction.source]) if dim in dims]
-        innermost = dims[order[-1]] if order else None
-        lengths = _hint(group, reduced), _hint(group, kept)
-        outer = all(dim in reduction.dims for dim in order[: len(reduced)])
-        if innermost not in reduced and outer and lengths[0] >= 32 and lengths[1] <= 1 << 16:
-            rows = False
-    group.labels = {name: "R" if (name in reduced) == rows else "P" for name in group.axes}
-
-
-def _hint(group: Group, names: Iterable[str]) -> int:
-    total = 1
-    for name in names:
-        constant = group.axes[name].constant()
-        total *= 64 if constant is None else constant
-    return total
-
-
 def _close_reachability(plan: Plan) -> None:
-    """Ancestors and descendants of every node, over real edges: data, and reads before a mutation."""
+    """Ancestors and descendants of every node: over data, and reads that precede a write."""
     nodes = list(plan.graph.graph.nodes)
     # Views, the tuples of a reduction and what is computed where it is read are never in between.
     bits = {
         node: 0
-        if is_view(node) or is_split(node) or is_tuple_reduction(node) or _never_stored(plan, node)
+        if is_view(node) or is_split(node) or is_tuple_reduction(node) or never_stored(plan, node)
         else 1 << plan.order[node]
         for node in nodes
     }
@@ -261,7 +182,7 @@ def _close_reachability(plan: Plan) -> None:
         for source in inputs:
             mask |= below[source] | bits[source]
         below[node] = mask
-    above: dict[Node, int] = {node: 0 for node in nodes}
+    above: dict[Node, int] = dict.fromkeys(nodes, 0)
     for node in reversed(nodes):
         here = above[node] | bits[node]
         for source in node.all_input_nodes:
@@ -273,10 +194,6 @@ def _close_reachability(plan: Plan) -> None:
     for group in plan.groups.values():
         plan.ancestors[group.id] = below[group.nodes[0]]
         plan.descendants[group.id] = above[group.nodes[0]]
-
-
-def _never_stored(plan: Plan, node: Node) -> bool:
-    return node in plan.inlined and node not in plan.group_of
 
 
 def _bytes(node: Node) -> int:
@@ -307,7 +224,7 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
         size = _bytes(read)
         if size < 1024:
             continue
-        for first, second in zip(nodes, nodes[1:], strict=False):
+        for first, second in itertools.pairwise(nodes):
             # Sharing a read saves half of what not writing and reading again saves.
             found.append((-(size // 2), plan.order[first], plan.order[second], first, second))
     found.sort(key=lambda item: item[:3])
@@ -378,27 +295,11 @@ def _identify(left: Group, right: Group) -> list[tuple[Position, Position]]:
 
 def _buffer_count(plan: Plan, group: Group) -> int:
     outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
-    return len(outside) + sum(_needed_outside(plan, group, node) for node in group.nodes)
-
-
-def _needed_outside(plan: Plan, group: Group, node: Node) -> bool:
-    """Whether memory must have the node: something outside of the group reads it."""
-    if is_mutation(node):
-        return True
-    for user in _consumers(plan, node):
-        if plan.group_of.get(user) is group:
-            continue
-        if _never_stored(plan, user):
-            # It is computed in each of its readers: those read the node in its place.
-            if _needed_outside(plan, group, user):
-                return True
-            continue
-        return True
-    return False
+    return len(outside) + sum(needed_outside(plan, group, node) for node in group.nodes)
 
 
 def _check_shifted(plan: Plan, group: Group) -> None:
-    """Values read at another position than their own are computed again there: allow what is cheap."""
+    """Values read elsewhere than at their own position are computed again: allow what is cheap."""
     extra = 0.0
     for node in group.nodes:
         for read, position in group.reads[node]:
@@ -435,7 +336,7 @@ def _dissolve(plan: Plan, max_nodes: int) -> None:
         readers = {
             plan.group_of[user].id: plan.group_of[user]
             for node in group.nodes
-            for user in _consumers(plan, node)
+            for user in consumers(plan, node)
             if user in plan.group_of and plan.group_of[user] is not group
         }
         largest = max((len(reader.nodes) for reader in readers.values()), default=0)
@@ -463,7 +364,7 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
         return False
     uses, largest = 0, max(_bytes(node) for node in group.nodes)
     for node in group.nodes:
-        for user in _consumers(plan, node):
+        for user in consumers(plan, node):
             if user not in plan.group_of:
                 return False
             if plan.group_of[user] is group:
@@ -478,6 +379,6 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
         return False
     outside = {read for reads in group.reads.values() for read, _ in reads} - set(group.positions)
     loaded = sum(_bytes(read) for read in outside)
-    stored = sum(_bytes(node) for node in group.nodes if _needed_outside(plan, group, node))
+    stored = sum(_bytes(node) for node in group.nodes if needed_outside(plan, group, node))
     gathers = any(_is_gather(plan, p) for reads in group.reads.values() for _, p in reads)
     return not gathers and group.cost * max(uses, 1) <= 16 and loaded * uses <= loaded + 2 * stored

@@ -1,1 +1,1 @@
-"""What ATen nodes mean in kernel IR: views as index maps, scalar rules, reductions, and the builder."""
+"""What ATen nodes mean in kernel IR: views as index maps, scalar rules, reductions, the builder."""

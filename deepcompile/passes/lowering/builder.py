@@ -1,11 +1,11 @@
 """Builds one kernel by asking, from its stores backwards, for values at positions.
 
-`Builder.value(node, position)` is the value of a graph node at a position (one `Index` a dim). Views
-rewrite the position, scalar rules ask for their operands, tensors in memory become loads, and reductions
-become row values or accumulators. Whatever the groups of the fusion pass are, the result is right by
-construction: a value is a pure function of its position, so asking at a new position computes it anew.
-Only a reduction can be asked for at a place where one kernel cannot have it: `CannotFuse`.
-"""
+`Builder.value(node, position)` is the value of a graph node at a position (one `Index` a dim).
+Views rewrite the position, scalar rules ask for their operands, tensors in memory become loads,
+and reductions become row values or accumulators. Whatever the groups of the fusion pass are, the
+result is right by construction: a value is a pure function of its position, so asking at a new
+position computes it anew. Only a reduction can be asked for at a place where one kernel cannot
+have it: `CannotFuse`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, in_bounds, out_of_bounds, product
+from ...ir.index import ONE, ZERO, Index, in_bounds, out_of_bounds, product
 from ...ir.nest import (
     Accumulate,
     Apply,
@@ -53,7 +53,8 @@ class Builder:
     Args:
         facts: shapes of graph nodes.
         parallel, reduced: axes as (name, extent), outermost first.
-        in_memory: node -> (buffer name, its base node) when the kernel reads it from a buffer, else None.
+        in_memory: node -> the node whose buffer the kernel reads it from, else None.
+        lower: the rule that computes a node at a position (`rules.lower`).
         round_always: round to the logical dtype after every op, as eager does.
 
     Attributes:
@@ -66,6 +67,7 @@ class Builder:
         parallel: list[tuple[str, Index]],
         reduced: list[tuple[str, Index]],
         in_memory: Callable[[Node], Node | None],
+        lower: Callable[[Builder, Node, Position], int],
         *,
         round_always: bool = False,
     ) -> None:
@@ -76,6 +78,7 @@ class Builder:
         self.round_always = round_always
         self.reductions: dict[Node, Position] = {}
         self._in_memory = in_memory
+        self._lower = lower
         self._instrs: list[Instr] = []
         self._ids: dict[Instr, int] = {}
         self._defs: list[Valued] = []
@@ -107,9 +110,7 @@ class Builder:
             inner = view_position(node, position, self.facts, self.extents)
             result = self.value(source, inner)
         else:
-            from .rules import lower
-
-            result = lower(self, node, position)
+            result = self._lower(self, node, position)
             if self.round_always:
                 result = self.rounded(result, self.facts[node].dtype)
         self._values[key] = result
@@ -211,7 +212,7 @@ class Builder:
         return definition.value if isinstance(definition, Const) else None
 
     def masked(self, mask: int, make: Callable[[], int], otherwise: int | None = None) -> int:
-        """`make()` where `mask`, else `otherwise` (0); loads inside `make` happen only under the mask."""
+        """`make()` where `mask`, else `otherwise` (0); its loads happen only under the mask."""
         known = self.literal(mask)
         if known is True:
             return make()

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, mod
+from ...ir.index import ONE, ZERO, Index, mod
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
 from .rules import number, rule, size_of
-from .shapes import argument, CannotLower, args_of
+from .shapes import CannotLower, args_of, argument
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten

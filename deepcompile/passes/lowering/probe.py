@@ -37,7 +37,7 @@ class Probe(Builder):
     """A builder that computes nothing: it records what a rule asks for."""
 
     def __init__(self, facts: Facts, axes: list[tuple[str, Index]]) -> None:
-        super().__init__(facts, axes, [], lambda node: None)
+        super().__init__(facts, axes, [], lambda node: None, lower)
         self.reads: list[tuple[Node, Position]] = []
 
     def value(self, node: Node, position: Position) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, contiguous_strides, product
+from ...ir.index import ONE, ZERO, Index, contiguous_strides, product
 from ...ir.ops import REGISTER_OF
 from .builder import Builder, CannotFuse
-from .shapes import argument, CannotLower, Facts, dtype_name, size_index, args_of
+from .shapes import CannotLower, Facts, args_of, dtype_name, size_index
 from .views import Position
 
 aten = torch.ops.aten

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import Index, ZERO, contiguous_strides
+from ...ir.index import ZERO, Index, contiguous_strides
 from ...ir.ops import BY_ATEN, REGISTER_OF, ScalarOp
 from .builder import Builder
 from .reductions import lower_reduction, reduction_of
-from .shapes import argument, CannotLower, dtype_name, size_index, args_of
+from .shapes import CannotLower, args_of, argument, dtype_name, size_index
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten
@@ -112,31 +112,9 @@ def _symbolic_float(b: Builder, value: Any) -> int:
         return number(b, known, "f64")
     if value.target is torch.sym_float:
         return _symbolic_float(b, value.args[0])
-    op = _FLOAT_ARITHMETIC.get(value.target)
-    if op is None:
-        raise CannotLower("a symbolic float")
-    return b.apply(op, *(_symbolic_float(b, argument) for argument in value.args))
-
-
-_FLOAT_ARITHMETIC = {
-    operator.add: "add",
-    operator.sub: "sub",
-    operator.mul: "mul",
-    operator.truediv: "div",
-}
-
-
-def _symbolic_float(b: Builder, value: Any) -> int:
-    """A float computed from sizes, in f64 as Python computes it."""
-    if not isinstance(value, Node):
-        return number(b, value, "f64")
-    if not isinstance(value.meta["val"], torch.SymFloat):
-        return number(b, value, "f64")
-    if value.target is torch.sym_float:
-        return _symbolic_float(b, value.args[0])
     op = _FLOAT_ARITHMETIC.get(value.target)  # type: ignore[arg-type]
     if op is None:
-        raise CannotLower(f"a symbolic float of {value.target}")
+        raise CannotLower("a symbolic float")
     return b.apply(op, *(_symbolic_float(b, argument) for argument in value.args))
 
 

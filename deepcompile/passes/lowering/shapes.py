@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, floordiv, mod, product
+from ...ir.index import ONE, ZERO, Index, floordiv, mod, product
 
 
 class CannotLower(Exception):

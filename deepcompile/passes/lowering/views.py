@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import Index, ONE, ZERO, contiguous_strides, floordiv, mod
-from .shapes import argument, Facts, size_index, args_of
+from ...ir.index import ONE, ZERO, Index, contiguous_strides, floordiv, mod
+from .shapes import Facts, args_of, argument, size_index
 
 aten = torch.ops.aten
 Position = tuple[Index, ...]
