@@ -94,3 +94,31 @@ def test_a_write_into_an_input_comes_after_the_last_pass_over_the_row(width: int
         y = x.clone()
         torch.testing.assert_close(compiled(f, y), f(x))
         torch.testing.assert_close(y, x)
+
+
+def test_ops_that_count_offsets_from_the_start_of_the_storage() -> None:
+    """Gradients of as_strided were written to another place of the arena (Swin's were all zero)."""
+
+    def f(x: torch.Tensor, m: torch.Tensor) -> Any:
+        sums = (x @ x).sin() @ x
+        base = (sums @ x).cos()
+        scattered = torch.as_strided_scatter(base, m @ m, [2, 2], [3, 1], 5)
+        default = torch.as_strided_scatter(base, m @ m, [2, 2], [3, 1])
+        copied = torch.as_strided_copy(base, [3, 2], [2, 1], 4)
+        return scattered * 2, default + 1, copied * 3, sums.exp()
+
+    x, m = torch.randn(8, 8), torch.randn(2, 2)
+    for dynamic in (False, True):
+        for found, expected in zip(compiled(f, x, m, dynamic=dynamic), f(x, m), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_offsets_of_views_that_are_inputs(dynamic: bool) -> None:
+    """The same with a tensor that starts inside its storage already in eager."""
+
+    def f(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return torch.as_strided_scatter(x, m, [2, 2], [3, 1], 13)
+
+    x, m = torch.randn(9, 8)[1:], torch.randn(2, 2)
+    torch.testing.assert_close(compiled(f, x, m, dynamic=dynamic), f(x, m))
