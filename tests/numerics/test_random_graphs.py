@@ -28,11 +28,17 @@ from .random_graphs import (
     run,
     shrink,
     stand_alone,
+    together,
 )
 
-STATIC_SEEDS = range(105)
-DYNAMIC_SEEDS = range(45)
-CHUNK = 15
+STATIC_SEEDS = range(120)
+DYNAMIC_SEEDS = range(25)
+TOGETHER = 5
+# Sizes that are a minimum of two symbols have no form in kernels; the graph runs in eager.
+ALLOWED_FALLBACKS = ("size expression",)
+
+# The functions themselves may take the variance of a single value.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Switched(Program):
@@ -96,6 +102,7 @@ def problem_of(graph: Graph, dynamic: bool) -> str | None:
             except Exception as error:
                 return f"{how}: {type(error).__name__}: {str(error).splitlines()[0]}"
             fallbacks = [fields["reason"] for event, fields in record.events if event == "fallback"]
+            fallbacks = [why for why in fallbacks if not any(a in why for a in ALLOWED_FALLBACKS)]
             if fallbacks:
                 return f"fallback: {fallbacks[0].splitlines()[0]}"
             wrong = _compare(graph, found, expected, exact)
@@ -190,13 +197,20 @@ def quietly(graph: Graph, dynamic: bool) -> str | None:
         return problem_of(graph, dynamic)
 
 
-def chunks(seeds: range, size: int = CHUNK) -> list[range]:
+def chunks(seeds: range, size: int = TOGETHER) -> list[range]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
 def assert_all_well(seeds: range, dynamic: bool) -> None:
-    reports = [report for seed in seeds if (report := check(seed, dynamic))]
-    assert not reports, "\n\n".join(["", *reports])
+    """Several graphs in one function for speed; each alone when that goes wrong."""
+    graphs = [random_dynamic_graph(seed) if dynamic else random_graph(seed) for seed in seeds]
+    wrong = []
+    for gradient in (False, True):
+        alike = [graph for graph in graphs if graph.gradient is gradient]
+        if alike and quietly(together(alike), dynamic):
+            wrong += [report for graph in alike if (report := check(graph.seed, dynamic))]
+            assert wrong, f"seeds {seeds}: {quietly(together(alike), dynamic)}"
+    assert not wrong, "\n\n".join(["", *wrong])
 
 
 @pytest.mark.parametrize("seeds", chunks(STATIC_SEEDS), ids=lambda seeds: f"{seeds.start}")
@@ -216,6 +230,7 @@ def many() -> range:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("seeds", chunks(many(), 100), ids=lambda seeds: f"{seeds.start}")
+@pytest.mark.parametrize("seeds", chunks(many(), 50), ids=lambda seeds: f"{seeds.start}")
 def test_many_random_graphs(seeds: range, dynamic: bool) -> None:
-    assert_all_well(seeds, dynamic)
+    for some in chunks(seeds):
+        assert_all_well(some, dynamic)
