@@ -223,7 +223,7 @@ def _max_pool(dims: int) -> Callable[..., Any]:
 
 
 def _starts(windows: _Windows, like: Tensor) -> list[Tensor]:
-    """Per dim the positions at which windows start, shaped to broadcast; negative in the padding."""
+    """Per dim where windows start, shaped to broadcast; negative in the padding."""
     dims = len(windows.sizes)
     return [
         (

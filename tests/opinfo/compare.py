@@ -36,6 +36,7 @@ def difference(got: Tensor, eager: Tensor, precise: Tensor | None) -> str | None
         return "another layout or device"
     if eager.layout is not torch.strided:
         got, eager = got.to_dense(), eager.to_dense()
+        precise = None if precise is None else precise.to_dense()
     if eager.is_quantized:
         got, eager = got.dequantize(), eager.dequantize()
     if got.is_complex():
