@@ -8,9 +8,11 @@ libraries are built anew.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -55,37 +57,38 @@ class Library:
 
 
 @lru_cache(maxsize=1)
-def find_compiler() -> str:
-    """The path of the C++ compiler: $CXX, else g++, c++ or clang++.
+def find_compiler() -> tuple[str, ...]:
+    """The command of the C++ compiler: $CXX (which may be `ccache g++`), else g++, c++, clang++.
 
     Raises:
         CompilerMissing: when there is none.
     """
     tried: list[str] = []
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
-        if not name:
+        words = shlex.split(name or "")
+        if not words:
             continue
-        tried.append(name)
-        path = shutil.which(name.split()[0])
+        tried.append(words[0])
+        path = shutil.which(words[0])
         if path:
-            return path
+            return path, *words[1:]
     raise CompilerMissing(tried)
 
 
 @lru_cache(maxsize=8)
-def compiler_identity(compiler: str) -> str:
+def compiler_identity(compiler: tuple[str, ...]) -> str:
     """What tells one compiler and machine from another in cache keys: version and CPU features."""
     try:
         version = subprocess.run(
-            [compiler, "-dumpfullversion", "-dumpmachine"],
+            [*compiler, "-dumpfullversion", "-dumpmachine"],
             capture_output=True,
             text=True,
             timeout=60,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         version = ""
-    stat = os.stat(compiler)
-    return f"{compiler} {stat.st_size} {stat.st_mtime_ns} {version} {_cpu()}"
+    stat = os.stat(compiler[0])
+    return f"{' '.join(compiler)} {stat.st_size} {stat.st_mtime_ns} {version} {_cpu()}"
 
 
 def _cpu() -> str:
@@ -123,19 +126,18 @@ def build(source: str, options: Options, note: Callable[..., None]) -> Library:
     with tempfile.TemporaryDirectory(prefix="deepcompile-") as scratch:
         built = Path(scratch) / f"{key}.so"
         _compile(compiler, source, built)
+        # The mapping outlives the file; an entry of the cache may be trimmed at any moment.
+        library = Library(ctypes.CDLL(str(built)), False, str(built))
         if folder is not None:
-            stored = _store(built, folder / f"{key}.so", options, note)
-            if stored is not None:
-                return Library(ctypes.CDLL(str(stored)), False, str(stored))
-        # The mapping outlives the file.
-        return Library(ctypes.CDLL(str(built)), False, str(built))
+            _store(built, folder / f"{key}.so", options, note)
+        return library
 
 
-def _compile(compiler: str, source: str, target: Path) -> None:
+def _compile(compiler: tuple[str, ...], source: str, target: Path) -> None:
     text = target.with_suffix(".cpp")
     text.write_text(source)
     result = subprocess.run(
-        [compiler, *FLAGS, str(text), "-o", str(target), "-lm"], capture_output=True, text=True
+        [*compiler, *FLAGS, str(text), "-o", str(target), "-lm"], capture_output=True, text=True
     )
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line][:5]
@@ -182,15 +184,17 @@ def _load_cached(path: Path, note: Callable[..., None]) -> Library | None:
         return None
     try:
         handle = ctypes.CDLL(str(path))
-        os.utime(path)
     except OSError as error:
         note("cache-entry-damaged", path=str(path), reason=str(error))
         return None
+    # Others may own the cache: then its entries are used without a trace.
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return Library(handle, True, str(path))
 
 
-def _store(built: Path, path: Path, options: Options, note: Callable[..., None]) -> Path | None:
-    """Put a built library into the cache; None when that is not possible."""
+def _store(built: Path, path: Path, options: Options, note: Callable[..., None]) -> None:
+    """Put a built library into the cache, if that is possible."""
     body = built.read_bytes()
     sealed = body + _TRAILER + hashlib.sha256(body).hexdigest().encode()
     partial = path.with_name(f"{path.stem}.{os.getpid()}.{id(built)}.partial")
@@ -200,7 +204,6 @@ def _store(built: Path, path: Path, options: Options, note: Callable[..., None])
         if path.stat().st_mtime_ns % TRIM_EVERY == 0:
             trim(path.parent, options.cache_size)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         _unusable(str(error), note)
-        return None
-    return path
