@@ -44,22 +44,12 @@ class Model(nn.Module):
         return F.cross_entropy(self.head(x).flatten(0, 1), tokens.flatten())
 
 
-def reference_backend(gm, example_inputs):
-    from deepcompile.capture.aot import compile_through_aot, interpret
-    from deepcompile.options import Options
-
-    return compile_through_aot(
-        gm,
-        example_inputs,
-        compile_graph=lambda graph, inputs, *, kind, static_input_idxs: interpret(graph),
-        run_joint_passes=lambda joint: joint,
-        options=Options(strict=True),
-    )
+OPTIONS = {"strict": True}
 
 
 def compiled(module):
     torch._dynamo.reset()
-    return torch.compile(module, backend=reference_backend)
+    return torch.compile(module, backend="deepep", options=OPTIONS)
 
 
 def sharded(model):
@@ -84,7 +74,7 @@ def compiled_fsdp(model):
 
 def fsdp_of_compiled_layers(model):
     for layer in model.layers:
-        layer.compile(backend=reference_backend)
+        layer.compile(backend="deepep", options=OPTIONS)
     return sharded(model)
 
 
