@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,8 @@ from torch.testing import assert_close
 
 import deepcompile
 from deepcompile.codegen import program
+
+LOG = logging.getLogger("deepcompile.test")
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +126,21 @@ class TestWhatItCounts:
         found = deepcompile.explain(function, torch.randn(3))
         assert [(b.count, b.origin) for b in found.graph_breaks] == [(1, None)]
         assert "print" in found.graph_breaks[0].reason
+
+    def test_a_call_that_logs_breaks_once_at_its_line(self):
+        def inner(x: Tensor) -> Tensor:
+            LOG.warning("seen")
+            return x.sin()
+
+        def function(x: Tensor) -> Tensor:
+            x = x.cos()
+            return inner(x) + 1
+
+        (found,) = deepcompile.explain(function, torch.randn(3)).graph_breaks
+        assert found.count == 1
+        assert "Logger" in found.reason
+        line = inspect.getsourcelines(inner)[1] + 1
+        assert found.origin == f"{__file__}:{line}"
 
     def test_nothing_captured(self):
         found = deepcompile.explain(lambda: 3)

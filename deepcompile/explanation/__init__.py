@@ -18,6 +18,10 @@ from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, 
 __all__ = ["Explanation", "explain"]
 
 
+# What Dynamo says of a graph that ends before a line it cannot trace; the cause is only counted.
+_UNEXPLAINED = "step_unsupported"
+
+
 def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Compile `model`, run it once on these inputs, and tell what became of it.
 
@@ -70,10 +74,19 @@ def _explanation(record: Recording, breaks: Counter[str], seconds: float) -> Exp
 def _graph_breaks(record: Recording, counted: Counter[str]) -> tuple[GraphBreak, ...]:
     """Breaks with their line; and those that Dynamo only counted, for they left no graph."""
     found: Counter[tuple[str, str | None]] = Counter()
+    located: set[str] = set()
     for event, fields in record.events:
         if event == "graph-break":
             found[fields["reason"], fields["origin"]] += 1
-            counted[fields["detail"]] -= 1
-    for detail, count in (+counted).items():
+            located.add(fields["detail"])
+    # Dynamo counts each attempt to trace; what has its line is in `found` already.
+    left = {detail: count for detail, count in counted.items() if detail not in located}
+    bare = [key for key in found if key[0] == _UNEXPLAINED]
+    if len(left) == 1 and bare:
+        # One cause, counted at each attempt to trace, is what ended these graphs.
+        for reason, origin in bare:
+            found[in_short(next(iter(left))), origin] = found.pop((reason, origin))
+        left.clear()
+    for detail, count in left.items():
         found[in_short(detail), None] += count
     return tuple(GraphBreak(reason, origin, n) for (reason, origin), n in found.most_common())
