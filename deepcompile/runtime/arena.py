@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -74,12 +76,31 @@ def _live_bytes(lifetimes: Sequence[Lifetime]) -> int:
     return peak
 
 
+class Holder(Protocol):
+    """Someone with views of a block."""
+
+    def let_go(self, blocks: Sequence[torch.Tensor]) -> None:
+        """Drop all views of these blocks."""
+        ...
+
+
 class ArenaPool:
     """Blocks lent to running programs. The largest one is kept for the next call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[torch.Tensor] = []
+        self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+    def hold(self, holder: Holder) -> None:
+        """Remember who has views of a block, to be told when the block is dropped."""
+        with self._lock:
+            self._holders.add(holder)
+
+    def _drop_free(self) -> None:
+        dropped, self._free = self._free, []
+        for holder in list(self._holders):
+            holder.let_go(dropped)
 
     def acquire(self, size: int) -> torch.Tensor:
         """A block of at least `size` bytes that nobody else has."""
@@ -88,7 +109,7 @@ class ArenaPool:
                 if block.numel() >= size:
                     return self._free.pop(number)
             # What is too small now is too small next time: let the larger block replace it.
-            self._free.clear()
+            self._drop_free()
         block = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
         _advise_huge_pages(block)
         return block
@@ -102,7 +123,7 @@ class ArenaPool:
     def clear(self) -> None:
         """Free all blocks that are not lent."""
         with self._lock:
-            self._free.clear()
+            self._drop_free()
 
 
 def _advise_huge_pages(block: torch.Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -21,6 +21,8 @@ from .threads import openmp_entry_points
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
 _FAILED = 1
+MOST_SIZES = 256
+"""For how many combinations of sizes a program keeps its layout."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Bound:
 class Frame:
     """Memory of one running call: the pointer table and a tensor for every slot."""
 
-    def __init__(self, program: Program, bound: Bound) -> None:
+    def __init__(self, program: Program) -> None:
         count = len(program.spec.slots)
         self.pointers = (ctypes.c_void_p * max(count, 1))()
         self.tensors: list[Any] = [None] * count
@@ -62,7 +64,19 @@ class Frame:
                 self.tensors[number] = view
                 self.pointers[number] = block.data_ptr() + start + offset
             self.block = block
+            POOL.hold(self)
         return block.data_ptr() + start + bound.arena.size
+
+
+    def let_go(self, blocks: Sequence[torch.Tensor]) -> None:
+        """Drop the views of a block that the pool no longer keeps."""
+        if self.block is None or not any(block is self.block for block in blocks):
+            return
+        start, end = self.block.data_ptr(), self.block.data_ptr() + self.block.numel()
+        for number, tensor in enumerate(self.tensors):
+            if tensor is not None and start <= tensor.data_ptr() < end:
+                self.tensors[number] = None
+        self.block = None
 
 
 class Program:
@@ -113,12 +127,14 @@ class Program:
         threads = self.threads or torch.get_num_threads()
         bound = self._bound.get((*key, threads))
         if bound is None:
+            if len(self._bound) >= MOST_SIZES:
+                self._bound.pop(next(iter(self._bound)))
             bound = self._bound[(*key, threads)] = self._bind(key, threads)
         with torch.no_grad():
             return self._run(bound, args, threads)
 
     def _run(self, bound: Bound, args: list[Any], threads: int) -> list[Any]:
-        frame = bound.frames.pop() if bound.frames else Frame(self, bound)
+        frame = bound.frames.pop() if bound.frames else Frame(self)
         tensors, pointers = frame.tensors, frame.pointers
         for number, slot in self._inputs:
             tensor = args[number]
