@@ -67,7 +67,7 @@ TORCH_FAILS: Mapping[str, str] = {
 #: What may stay with ATen in a graph that counts as native: matrix products, convolution,
 #: attention, and indexing whose writes or sizes depend on data.
 _NATIVE_EXTERNS = re.compile(
-    r"aten\.(_?(mm|addmm|bmm|baddbmm|mv|addmv|dot|vdot|int_mm|scaled_mm)\b"
+    r"aten\.(_?(mm|addmm|bmm|baddbmm|addbmm|mv|addmv|dot|vdot|int_mm|scaled_mm)\b"
     r"|_?(convolution|slow_conv|conv_depthwise|thnn_conv|mkldnn_convolution)"
     r"|_scaled_dot_product|_flash_attention|_efficient_attention"
     r"|_?(unsafe_)?index_(put|reduce|add)|_unsafe_masked_index_put_accumulate|put\b|scatter"

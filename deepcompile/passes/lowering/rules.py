@@ -417,6 +417,7 @@ rule(
     aten.empty_like.default,
     aten.new_empty.default,
     aten.empty_strided.default,
+    aten.empty_permuted.default,
     aten.new_empty_strided.default,
 )(_filled(0))
 rule(aten.ones.default, aten.ones_like.default, aten.new_ones.default)(_filled(1))
