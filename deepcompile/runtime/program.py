@@ -128,13 +128,16 @@ class Program:
         bound = self._bound.get((*key, threads))
         if bound is None:
             if len(self._bound) >= MOST_SIZES:
-                self._bound.pop(next(iter(self._bound)))
+                self._bound.pop(next(iter(self._bound)), None)
             bound = self._bound[(*key, threads)] = self._bind(key, threads)
         with torch.no_grad():
             return self._run(bound, args, threads)
 
     def _run(self, bound: Bound, args: list[Any], threads: int) -> list[Any]:
-        frame = bound.frames.pop() if bound.frames else Frame(self)
+        try:
+            frame = bound.frames.pop()
+        except IndexError:  # none, or another thread was faster
+            frame = Frame(self)
         tensors, pointers = frame.tensors, frame.pointers
         for number, slot in self._inputs:
             tensor = args[number]
