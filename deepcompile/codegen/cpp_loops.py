@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..ir.index import ONE, Index, product
 from ..ir.nest import Accumulate, InRange, Instr, Reduce, Stage, Store, Valued, operands
 from ..ir.ops import C_SCALAR, C_STORAGE, C_VECTOR, MONOIDS
-from .cpp_reductions import Reductions, identity_of, leader_of
+from .cpp_reductions import ROWS_BEFORE_FOLDING, Reductions, identity_of, leader_of
 from .schedule import LANES
 
 
@@ -28,11 +28,20 @@ class Loops(Reductions):
     def _points(self) -> None:
         outer = product([self.kernel.extents[name] for name in self.schedule.outer])
         self.line(f"const i64 units = {self._c(outer)};")
+        folds = any(self._folds(accumulate) for accumulate in self.accumulators)
+        if folds:
+            self.line("i64 recent = 0;")
         with self.block(
             "for (i64 p = units * tid / threads, end = units * (tid + 1) / threads; p < end; ++p)"
         ):
             self._decode("p", self.schedule.outer)
             self._point()
+            if folds:
+                with self.block(f"if (++recent == {ROWS_BEFORE_FOLDING})"):
+                    self.line("recent = 0;")
+                    self._fold_columns()
+        if folds:
+            self._fold_columns()
 
     def _decode(self, flat: str, axes: tuple[str, ...]) -> None:
         if len(axes) == 1:

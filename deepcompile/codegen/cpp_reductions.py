@@ -9,6 +9,10 @@ from .cpp_text import literal
 from .cpp_values import Values
 from .schedule import LANES
 
+ROWS_BEFORE_FOLDING = 64
+"""After so many rows, column sums go to a second array, so that rounding stays small."""
+LONG_ROW = 4096
+"""Sums in f32 of longer rows, and of rows of unknown length, run in f64."""
 _SIZE_OF = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "b1": 1}
 
 
@@ -20,13 +24,30 @@ class Reductions(Values):
         column = accumulate.id in self.columns
         return "f64" if not column and accumulate.dtype == "f32" else accumulate.dtype
 
+    def _folds(self, accumulate: Accumulate) -> bool:
+        """Whether a column sum is kept in two arrays, of recent rows and of all before."""
+        return (
+            accumulate.id in self.columns and accumulate.kind == "sum" and accumulate.dtype == "f32"
+        )
+
+    def _fold_columns(self) -> None:
+        length = self._c(self._row_length())
+        for accumulate in self.accumulators:
+            if self._folds(accumulate):
+                recent, total = f"acc{accumulate.id}", f"sum{accumulate.id}"
+                self.line(
+                    f"for (i64 i = 0; i < {length}; ++i) "
+                    f"{{ {total}[i] += {recent}[i]; {recent}[i] = 0; }}"
+                )
+
     def _offsets(self) -> dict[int, Index]:
         at, offsets = ZERO, {}
         for accumulate in self.accumulators:
             offsets[accumulate.id] = at
             size = Index.of(64)
             if accumulate.id in self.columns:
-                size = self._row_length() * _SIZE_OF[accumulate.dtype] + 64
+                arrays = 2 if self._folds(accumulate) else 1
+                size = self._row_length() * (arrays * _SIZE_OF[accumulate.dtype]) + 64
             at = at + size
         self._total_workspace = at
         return offsets
@@ -46,6 +67,10 @@ class Reductions(Values):
                 kind = C_STORAGE[dtype]
                 self.line(f"{kind} *acc{number} = ({kind} *)(mine + {self._c(offset)});")
                 length = self._c(self._row_length())
+                if self._folds(accumulate):
+                    self.line(f"{kind} *sum{number} = acc{number};")
+                    self.line(f"acc{number} += {length};")
+                    self.line(f"for (i64 i = 0; i < {length}; ++i) sum{number}[i] = 0;")
                 self.line(
                     f"for (i64 i = 0; i < {length}; ++i) dc_store1(acc{number} + i, {identity});"
                 )
@@ -74,7 +99,7 @@ class Reductions(Values):
         return 4 if len(inner) <= 6 else 2
 
     def _declare_parts(self, reduce: Reduce) -> None:
-        dtype = self.definition[reduce.arg].dtype
+        dtype = self._state_dtype(reduce)
         identity = self._splat_literal(MONOIDS[reduce.kind].identity[dtype][0], dtype)
         for part in range(1, self.unroll):
             self.line(f"{C_VECTOR[dtype]} red{reduce.id}_{part} = {identity};")
@@ -90,13 +115,21 @@ class Reductions(Values):
             return True
         return self.vector is not None and self.vector in self.varies[reduce.arg]
 
+    def _state_dtype(self, reduce: Reduce) -> str:
+        """The dtype of the running state: long sums in f32 would lose digits."""
+        dtype = self.definition[reduce.arg].dtype
+        if reduce.kind != "sum" or dtype != "f32":
+            return dtype
+        length = self._row_length().constant()
+        return "f64" if length is None or length > LONG_ROW else "f32"
+
     def _declare_reduce(self, reduce: Reduce, all_reduces: list[Reduce]) -> None:
         leader = leader_of(reduce, all_reduces)
         if leader is not reduce:
             return
         vector = self._reduce_is_vector(reduce)
         monoid = MONOIDS[reduce.kind]
-        dtype = self.definition[reduce.arg].dtype
+        dtype = self._state_dtype(reduce)
         kinds = C_VECTOR if vector else C_SCALAR
         identities = monoid.identity[dtype]
         splat = self._splat_literal if vector else literal
@@ -125,6 +158,8 @@ class Reductions(Values):
                 index = f"dc_splat_i64({self._c(logical)})"
             self.line(f"{monoid.combine}(best{reduce.id}, at{reduce.id}, {value}, {index});")
             return
+        if self._state_dtype(reduce) != dtype:
+            value = f"dc_to_{self._state_dtype(reduce)}({value})"
         state = f"red{reduce.id}" + (f"_{self.part}" if self.part else "")
         self.line(f"{state} = {monoid.combine}({state}, {value});")
 
@@ -151,8 +186,11 @@ class Reductions(Values):
             return
         if folds:
             kind = C_SCALAR[reduce.dtype]
-            self.line(f"const {kind} v{reduce.id} = {monoid.horizontal}(red{leader.id});")
+            self.line(f"const {kind} v{reduce.id} = ({kind}){monoid.horizontal}(red{leader.id});")
             self._name(reduce.id, f"v{reduce.id}", False)
+            return
+        if self._state_dtype(leader) != dtype:
+            self._define(reduce, f"dc_to_{dtype}(red{leader.id})", vector)
             return
         self._name(reduce.id, f"red{leader.id}", vector)
 
