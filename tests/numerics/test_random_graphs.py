@@ -95,7 +95,8 @@ def problem_of(graph: Graph, dynamic: bool) -> str | None:
         compiled = torch.compile(
             function, backend="deepep", dynamic=dynamic, fullgraph=True, options={"cache": False}
         )
-        for how in ("compiled", "interpreted"):
+        # Interpreted first: it raises where compiled code would write over other memory.
+        for how in ("interpreted", "compiled"):
             programs.interpreting = how == "interpreted"
             try:
                 found, found_gradients = run(compiled, graph.make_inputs(), graph)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deepcompile import backend
+from deepcompile.ir.nest import Store
 from deepcompile.ir.verify import verify_kernel
 
 
@@ -122,3 +123,24 @@ def test_offsets_of_views_that_are_inputs(dynamic: bool) -> None:
 
     x, m = torch.randn(9, 8)[1:], torch.randn(2, 2)
     torch.testing.assert_close(compiled(f, x, m, dynamic=dynamic), f(x, m))
+
+
+def test_nothing_is_written_into_a_tensor_without_elements() -> None:
+    """A gradient of shape [100, 0] and strides [1, 0] was stored once a row, over other memory."""
+
+    def f(x: torch.Tensor, y: torch.Tensor) -> Any:
+        s = x.sum([1], keepdim=True, dtype=torch.float32)
+        return s + y, s.logsumexp([-1])
+
+    x = torch.randn(100, 3).to(torch.bfloat16)[:, 1:1].requires_grad_(True)
+    y = torch.randn(100, 1, dtype=torch.bfloat16).expand(100, 0).requires_grad_(True)
+    with backend.recording() as record:
+        found = compiled(f, x, y)
+        gradient = torch.autograd.grad(found[0].sum() + found[1].sum(), x)[0]
+    assert gradient.shape == (100, 0)
+    for graph in record.graphs:
+        for kernel in graph.kernels:
+            for stage in kernel.nest.stages:
+                for instr in stage.body:
+                    if isinstance(instr, Store) and 0 in kernel.nest.buffer(instr.buffer).shape:
+                        assert stage.kind == "loop" or not kernel.nest.reduced

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch.fx import Node
 
-from ...ir.index import ONE, ZERO, Index, in_bounds, out_of_bounds, product
+from ...ir.index import ONE, ZERO, Index, contiguous_strides, in_bounds, out_of_bounds, product
 from ...ir.nest import (
     Accumulate,
     Apply,
@@ -37,7 +37,7 @@ from ...ir.nest import (
 )
 from ...ir.ops import REGISTER_OF
 from ...ir.stages import place
-from .shapes import Facts
+from .shapes import Facts, TensorInfo
 from .views import Position, is_view, view_position, view_source
 
 Phase = Literal["point", "columns", "total"]
@@ -333,8 +333,10 @@ class Builder:
         value = self.value(node, position)
         info = self.facts[target]
         index = ZERO
-        for at, stride in zip(position, info.strides, strict=True):
+        for at, stride in zip(position, _strides_to_write(info), strict=True):
             index = index + at * stride
+        if ZERO in info.shape and not any(self.extents.get(n) == ZERO for n in index.names()):
+            raise CannotFuse("nothing must be stored, but the loops around the store are not empty")
         value = (
             self.cast(value, info.dtype) if self.dtype(value) != REGISTER_OF[info.dtype] else value
         )
@@ -501,6 +503,13 @@ class Builder:
                     used |= index.names()
         values = {name for name in used if name[0] == "v" and name[1:].isdigit()}
         return tuple(sorted(used - values - self._parallel_names - self._reduced_names))
+
+
+def _strides_to_write(info: TensorInfo) -> tuple[Index, ...]:
+    """Strides that tell positions apart; those of a tensor without elements may all be 0."""
+    if ZERO not in info.shape:
+        return info.strides
+    return contiguous_strides(tuple(ONE if size == ZERO else size for size in info.shape))
 
 
 SPLITTABLE = frozenset({"sum", "prod", "max", "min", "any", "all"})
