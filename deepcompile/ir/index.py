@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+SIGNED = "i_"
+"""What the names of numbers begin with that may be 0 or negative, unlike sizes."""
+
 
 @dataclass(frozen=True)
 class Divided:
@@ -298,8 +301,9 @@ def _non_negative(index: Index) -> bool:
     value = index.constant()
     if value is not None:
         return value >= 0
-    if any(not isinstance(atom, str) for monomial, _ in index.terms for atom in monomial):
-        return False
+    for monomial, _ in index.terms:
+        if any(not isinstance(atom, str) or atom.startswith(SIGNED) for atom in monomial):
+            return False
     shifted = ZERO
     for monomial, coefficient in index.terms:
         term = _constant(coefficient)

@@ -119,3 +119,16 @@ def test_pooling_is_in_kernels(padding: int, ceil_mode: bool) -> None:
     special = x.detach().clone()
     special[0, 0], special[0, 1, 2, 3], special[1, 0, 0, 0] = -math.inf, math.nan, math.inf
     assert not _externs(_check(largest, special))
+
+
+@pytest.mark.parametrize("start", [-3, -4, -40, 3, 5])
+def test_symbolic_numbers_that_are_no_sizes_may_be_negative(start: int) -> None:
+    def function(x: Tensor, k: int) -> tuple[Tensor, ...]:
+        tail = (x * 2)[k:] + 1
+        return tail, torch.slice_scatter(x * 3, (x * 5)[k:], 0, k), F.pad(x * 7, (k, 6))
+
+    x = _random(12, 45, gradient=False)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="deepep", fullgraph=True, dynamic=True)
+    for shift in (start, start - 1):
+        torch.testing.assert_close(compiled(x, shift), function(x, shift), rtol=0, atol=0)

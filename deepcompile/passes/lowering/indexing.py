@@ -11,7 +11,7 @@ from ...ir.index import ONE, ZERO, Index, mod
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
 from .rules import number, rule, size_of
-from .shapes import CannotLower, args_of, argument
+from .shapes import CannotLower, args_of, argument, settled
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten
@@ -89,36 +89,14 @@ def _pad(b: Builder, node: Node, position: Position) -> int:
     return _choose(b, keep, lambda: b.value(source, tuple(at)), lambda: number(b, fill, register))
 
 
-def _bounds(node: Node, size: Index, first: int) -> tuple[Index, Index, int]:
-    values: list[Any] = [*args_of(node)[first : first + 3], None, None, None][:3]
-    start = ZERO if values[0] is None else size_of(values[0])
-    stop = size if values[1] is None else size_of(values[1])
-    step = 1 if values[2] is None else values[2]
-    if not isinstance(step, int):
-        raise CannotLower("a symbolic slice step")
-    total = size.constant()
-
-    def settle(value: Index) -> Index:
-        constant = value.constant()
-        if constant is None:
-            return value
-        if constant < 0:
-            value = value + size
-        elif total is None and constant >= 1 << 40:
-            return size
-        if total is not None and value.constant() is not None:
-            return Index.of(min(max(value.constant() or 0, 0), total))
-        return value
-
-    return settle(start), settle(stop), step
-
-
 @rule(aten.slice_scatter.default)
 def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
     base, source = args_of(node)[:2]
     dim = _dim(argument(node, 2, "dim", 0), len(position))
-    shape = b.facts[base].shape
-    start, _, step = _bounds(node, shape[dim], 3)
+    step = argument(node, 5, "step", 1)
+    if not isinstance(step, int):
+        raise CannotLower("a symbolic slice step")
+    start = settled(argument(node, 3, "start", None) or 0, base.meta["val"].shape[dim])
     offset = position[dim] - start
     count = b.facts[source].shape[dim]
     keep = b.in_range(offset, ZERO, count * step)
@@ -142,9 +120,8 @@ def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
 @rule(aten.select_scatter.default)
 def _select_scatter(b: Builder, node: Node, position: Position) -> int:
     base, source = args_of(node)[:2]
-    dim, index = _dim(args_of(node)[2], len(position)), size_of(args_of(node)[3])
-    if (index.constant() or 0) < 0:
-        index = index + b.facts[base].shape[dim]
+    dim = _dim(args_of(node)[2], len(position))
+    index = settled(args_of(node)[3], base.meta["val"].shape[dim])
     keep = b.in_range(position[dim] - index, ZERO, ONE)
     register = REGISTER_OF[b.facts[node].dtype]
     at = (*position[:dim], *position[dim + 1 :])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import ONE, ZERO, Index, floordiv, mod, product
+from ...ir.index import ONE, SIGNED, ZERO, Index, floordiv, mod, product
 
 
 class CannotLower(Exception):
@@ -51,7 +51,9 @@ def _from_sympy(expression: Any) -> Index:
     if expression.is_Symbol:
         if str(expression).startswith("u"):
             raise CannotLower(f"size {expression} depends on data")
-        return Index.of(str(expression))
+        # Numbers that are no sizes (the width of a padding) may be negative; see `ir.index`.
+        name = str(expression)
+        return Index.of(name if expression.is_positive else f"{SIGNED}{name}")
     if isinstance(expression, sympy.Add):
         total = ZERO
         for argument in expression.args:
@@ -87,6 +89,28 @@ def size_index(size: int | torch.SymInt) -> Index:
     if isinstance(size, int):
         return Index.of(size)
     return _from_sympy(size.node.expr)
+
+
+def settled(value: Any, size: int | torch.SymInt) -> Index:
+    """A slice bound or an index of a dim of `size`, counted from the front and within the dim.
+
+    For symbolic numbers the case that held when the graph was traced: it is guarded by then.
+    """
+    if isinstance(value, Node):
+        value = value.meta["val"]
+    at, length = _hint(value), _hint(size)
+    if at < 0:
+        return ZERO if at + length < 0 else size_index(value) + size_index(size)
+    return size_index(size) if at > length else size_index(value)
+
+
+def _hint(value: int | torch.SymInt) -> int:
+    if isinstance(value, int):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise CannotLower(f"{value} depends on data")
+    return int(hint)
 
 
 @dataclass(frozen=True)

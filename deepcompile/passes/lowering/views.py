@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.index import ONE, ZERO, Index, contiguous_strides, floordiv, mod
-from .shapes import Facts, args_of, argument, size_index
+from .shapes import Facts, args_of, argument, settled, size_index
 
 aten = torch.ops.aten
 Position = tuple[Index, ...]
@@ -77,18 +77,6 @@ def _regroup(position: Position, shape: Position, source: Position, extents: Ext
     return tuple(result)
 
 
-def _start(node: Node, size: Index, start: Any) -> Index:
-    value = _number(start)
-    constant, total = value.constant(), size.constant()
-    if constant is None:
-        return value
-    if constant < 0:
-        value = value + size
-    if total is not None:
-        return Index.of(min(max(value.constant() or 0, 0), total))
-    return value
-
-
 def _dim(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
@@ -96,15 +84,13 @@ def _dim(dim: int, rank: int) -> int:
 def _slice(node: Node, position: Position, source: Position, extents: Extents) -> Position:
     dim = _dim(argument(node, 1, "dim") or 0, len(source))
     start, step = argument(node, 2, "start") or 0, argument(node, 4, "step") or 1
-    first = _start(node, source[dim], start)
+    first = settled(start, args_of(node)[0].meta["val"].shape[dim])
     return (*position[:dim], first + position[dim] * _number(step), *position[dim + 1 :])
 
 
 def _select(node: Node, position: Position, source: Position, extents: Extents) -> Position:
     dim = _dim(args_of(node)[1], len(source))
-    index = _number(args_of(node)[2])
-    if (index.constant() or 0) < 0:
-        index = index + source[dim]
+    index = settled(args_of(node)[2], args_of(node)[0].meta["val"].shape[dim])
     return (*position[:dim], index, *position[dim:])
 
 
