@@ -433,7 +433,7 @@ def _rounding(g: Growth) -> Any:
     x = None if g.gradient else g.pick(lambda v: v.exact and v.is_float)
     if x is None:
         return None
-    op = g.r.choice(("floor", "ceil", "round", "trunc", "sign", "isnan", "isinf", "signbit"))
+    op = g.r.choice(("floor", "ceil", "round", "trunc", "sign", "isnan", "isinf"))
     return f"torch.{op}({x.name})", [x], "same"
 
 

@@ -130,6 +130,12 @@ def operand(b: Builder, value: Any, position: Position, register: str) -> int:
     return number(b, value, register)
 
 
+def operand_of(b: Builder, value: Any, position: Position, dtype: str) -> int:
+    """An operand converted to storage dtype `dtype`; narrow integers wrap, as -1 does in u8."""
+    converted = operand(b, value, position, REGISTER_OF[dtype])
+    return b.rounded(converted, dtype) if dtype in _NARROW_INTS else converted
+
+
 def compute_dtype(arguments: list[Any], int_to_float: bool) -> torch.dtype:
     """The dtype in which ATen computes a pointwise op on these arguments."""
     values = [a.meta["val"] if isinstance(a, Node) else a for a in arguments]
@@ -170,7 +176,7 @@ def _generic(b: Builder, node: Node, position: Position, op: ScalarOp) -> int:
         return _pow(b, node, position)
     dtype = dtype_name(compute_dtype(arguments, op.int_to_float))
     register = REGISTER_OF[dtype]
-    values = [operand(b, argument, position, register) for argument in arguments]
+    values = [operand_of(b, argument, position, dtype) for argument in arguments]
     if op.discontinuous:
         values = [b.rounded(value, dtype) for value in values]
     out = "b1" if op.result == "bool" else register
@@ -269,19 +275,19 @@ def _pow(b: Builder, node: Node, position: Position) -> int:
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[b.facts[node].dtype]
+    dtype = b.facts[node].dtype
     condition = b.cast(read(b, args_of(node)[0], position), "b1")
-    x, y = (operand(b, argument, position, register) for argument in args_of(node)[1:3])
-    return b.apply("where", condition, x, y, dtype=register)
+    x, y = (operand_of(b, argument, position, dtype) for argument in args_of(node)[1:3])
+    return b.apply("where", condition, x, y, dtype=REGISTER_OF[dtype])
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[b.facts[node].dtype]
+    dtype = b.facts[node].dtype
     x, mask, fill = args_of(node)[:3]
     condition = b.cast(read(b, mask, position), "b1")
-    other = operand(b, fill, position, register)
-    return b.apply("where", condition, other, operand(b, x, position, register), dtype=register)
+    kept, other = (operand_of(b, argument, position, dtype) for argument in (x, fill))
+    return b.apply("where", condition, other, kept, dtype=REGISTER_OF[dtype])
 
 
 @rule(
@@ -294,7 +300,7 @@ def _masked_fill(b: Builder, node: Node, position: Position) -> int:
     aten.hardtanh.default,
 )
 def _clamp(b: Builder, node: Node, position: Position) -> int:
-    register = REGISTER_OF[b.facts[node].dtype]
+    dtype = b.facts[node].dtype
     bounds = [*args_of(node)[1:3], None, None][:2]
     if node.target in (aten.clamp_max.default, aten.clamp_max.Tensor):
         bounds = [None, bounds[0] if args_of(node)[1:] else node.kwargs.get("max")]
@@ -304,11 +310,11 @@ def _clamp(b: Builder, node: Node, position: Position) -> int:
         high = node.kwargs.get("max", node.kwargs.get("max_val"))
     if node.target is aten.hardtanh.default:
         low, high = -1 if low is None else low, 1 if high is None else high
-    value = operand(b, args_of(node)[0], position, register)
+    value = operand_of(b, args_of(node)[0], position, dtype)
     if low is not None:
-        value = b.apply("maximum", value, operand(b, low, position, register))
+        value = b.apply("maximum", value, operand_of(b, low, position, dtype))
     if high is not None:
-        value = b.apply("minimum", value, operand(b, high, position, register))
+        value = b.apply("minimum", value, operand_of(b, high, position, dtype))
     return value
 
 
