@@ -902,7 +902,7 @@ def difference(
     fine = b.isfinite() & w.isfinite()
     error = float((b - w)[fine].abs().max()) if bool(fine.any()) else 0.0
     # Inputs are about 1, so what cancels leaves errors of about eps.
-    allowed = 4 * error + 32 * eps * w.abs() + 8 * eps
+    allowed = 4 * error + 32 * eps * (w.abs() + 1)
     near = (a - w).abs() <= allowed
     near |= (a - b).abs() <= allowed
     near |= (a == b) | (a == w) | (a.isnan() & (b.isnan() | w.isnan()))
