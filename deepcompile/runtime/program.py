@@ -67,7 +67,6 @@ class Frame:
             POOL.hold(self)
         return block.data_ptr() + start + bound.arena.size
 
-
     def let_go(self, blocks: Sequence[torch.Tensor]) -> None:
         """Drop the views of a block that the pool no longer keeps."""
         if self.block is None or not any(block is self.block for block in blocks):
