@@ -169,11 +169,14 @@ def expand_monoids(kernel: Kernel) -> Kernel:
         if kind == "lse":
             result = add(Reduce(fresh(), dtype, "max", "", value))
         else:
-            total = add(Reduce(fresh(), dtype, "sum", "", value))
+            # In f64, so that the mean of equal numbers is that number and their variance is 0.
+            wide = add(Cast(fresh(), "f64", value, "f64"))
+            total = add(Reduce(fresh(), "f64", "sum", "", wide))
             length = product([axis.extent for axis in kernel.reduced])
             number = add(IndexValue(fresh(), "i64", length))
-            divisor = add(Cast(fresh(), dtype, number, dtype))
-            result = add(Apply(fresh(), dtype, "div", (total, divisor)))
+            divisor = add(Cast(fresh(), "f64", number, "f64"))
+            mean = add(Apply(fresh(), "f64", "div", (total, divisor)))
+            result = mean if dtype == "f64" else add(Cast(fresh(), dtype, mean, dtype))
         made[(kind, "first", value)] = result
         return result
 

@@ -144,3 +144,12 @@ def test_nothing_is_written_into_a_tensor_without_elements() -> None:
                 for instr in stage.body:
                     if isinstance(instr, Store) and 0 in kernel.nest.buffer(instr.buffer).shape:
                         assert stage.kind == "loop" or not kernel.nest.reduced
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("shape", [(3, 4), (64, 1000), (1000, 64)])
+def test_the_variance_of_equal_numbers_is_zero(shape: tuple[int, int], dim: int) -> None:
+    given = torch.full(shape, 0.3)
+    assert torch.equal(given.var(dim), torch.zeros(shape[1 - dim]))
+    found = torch.compile(lambda x: x.var(dim), backend="deepep", options={"strict": True})(given)
+    assert torch.equal(found, torch.zeros(shape[1 - dim]))
