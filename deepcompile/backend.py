@@ -6,6 +6,7 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
@@ -24,6 +26,7 @@ from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.cpp_program import CppProgram, emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program
 from .codegen.steps import ExternStep, KernelStep
+from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.blame import place_of
 from .ir.graph_text import origin_of, print_graph
@@ -35,6 +38,7 @@ from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
 from .runtime.build import BuildFailed, build
+from .runtime.calibrate import measured_gemm_choice
 from .runtime.program import Program
 
 _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
@@ -86,6 +90,7 @@ class Recording:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
+log = logging.getLogger("deepcompile")
 _RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())
 _NUMBERS = itertools.count()
 
@@ -131,6 +136,7 @@ class _Compiler:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        log.setLevel(options.log_level.upper())
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = _RECORDINGS.get()
@@ -161,6 +167,8 @@ class _Compiler:
 
     def note(self, event: str, /, **fields: Any) -> None:
         """Record an event in the run directory and for `explain`."""
+        level = logging.INFO if event == "fallback" else logging.DEBUG
+        log.log(level, "%s %s", event, fields)
         for record in self.recordings:
             record.events.append((event, fields))
         if self.run_dir is not None:
@@ -237,7 +245,7 @@ class _Compiler:
 
     def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Program:
         start = time.perf_counter()
-        compiled.spec = make_program(graph)
+        compiled.spec = make_program(graph, self._gemm_choice())
         compiled.code = emit_program(compiled.spec)
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
@@ -258,6 +266,13 @@ class _Compiler:
         )
         compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
         return compiled.program
+
+    def _gemm_choice(self) -> GemmChoice:
+        """Which library multiplies matrices; the table's answer wherever bits must repeat."""
+        if self.options.tune != "measure" or self.options.deterministic:
+            return default_gemm_choice()
+        with unset_fake_temporarily():
+            return measured_gemm_choice(torch.get_num_threads())
 
     def _fall_back(
         self, gm: GraphModule, compiled: CompiledGraph, reason: str, error: Exception

@@ -233,20 +233,24 @@ class Options:
         in_key=True,
     )
     deterministic: bool = _option(
-        False, _bool, "bool", "Same bits on every run, whatever the thread count.", in_key=True
+        False,
+        _bool,
+        "bool",
+        "No choice by timing: same bits on every run with as many threads.",
+        in_key=True,
     )
     tune: Literal["off", "measure"] = _option(
         "off",
         _choice("off", "measure"),
         "off|measure",
-        "Take schedules from the cost model, or measure the best few.",
+        "Choose the library of matrix products from a table, or by timing it here.",
         in_key=True,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "warning",
         _choice("debug", "info", "warning", "error"),
         "debug|info|warning|error",
-        "How much the 'deepcompile' logger says.",
+        "How much the 'deepcompile' logger says: fallbacks at info, all events at debug.",
     )
 
     provided: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)

@@ -267,3 +267,39 @@ def test_an_index_out_of_range_is_an_index_error() -> None:
     with pytest.raises(IndexError, match="embedding"):
         function(torch.tensor([1, 10]))
     torch.testing.assert_close(function(torch.tensor([0, 2])), table[[0, 2]] * 2)
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_tuning_asks_the_machine_unless_bits_must_repeat(monkeypatch, choice: bool) -> None:
+    from deepcompile import backend
+    from deepcompile.cost.gemm import GemmChoice, default_gemm_choice
+
+    measured = GemmChoice(onednn=choice, smallest=1)
+    monkeypatch.setattr(backend, "measured_gemm_choice", lambda threads: measured)
+    given = []
+    make = backend.make_program
+    monkeypatch.setattr(
+        backend, "make_program", lambda graph, gemm: given.append(gemm) or make(graph, gemm)
+    )
+    x, y = torch.randn(32, 16), torch.randn(16, 8)
+    for extra in ({}, {"deterministic": True}):
+        torch._dynamo.reset()
+        function = torch.compile(
+            lambda x, y: torch.relu(x @ y),
+            backend="deepep",
+            options={**STRICT, "tune": "measure", **extra},
+        )
+        torch.testing.assert_close(function(x, y), torch.relu(x @ y), rtol=1e-4, atol=1e-5)
+    assert given == [measured, default_gemm_choice()]
+
+
+def test_a_fallback_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    from deepcompile.backend import _Compiler
+    from deepcompile.options import Options
+
+    for level, said in (("warning", False), ("info", True)):
+        caplog.clear()
+        compiler = _Compiler(Options(log_level=level))
+        caplog.handler.setLevel("DEBUG")
+        compiler.note("fallback", reason="a test")
+        assert ("a test" in caplog.text) is said

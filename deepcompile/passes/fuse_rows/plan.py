@@ -44,7 +44,6 @@ class Plan:
     groups: dict[int, Group] = field(default_factory=dict)
     ancestors: dict[int, int] = field(default_factory=dict)
     descendants: dict[int, int] = field(default_factory=dict)
-    needed: set[Node] = field(default_factory=set)
     mutated: set[Node] = field(default_factory=set)
     rejected: dict[tuple[Node, Node], str] = field(default_factory=dict)
 
