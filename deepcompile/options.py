@@ -215,7 +215,7 @@ class Options:
         (),
         _names,
         "names",
-        "Passes ('fuse-rows') or rewrites ('fuse-rows/epilogue') to leave out.",
+        "Passes ('fuse-rows') or rewrites ('fuse-rows/fuse-edge') to leave out.",
         in_key=True,
     )
     opt_limit: int | None = _option(
