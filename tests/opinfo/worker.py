@@ -22,7 +22,12 @@ import deepcompile.backend
 from tests.opinfo.cases import DTYPES, TORCH_FAILS, Case, excluded, is_native_extern, operators
 from tests.opinfo.compare import difference
 
+#: Dynamo asks the guards of all graphs of a function in turn; with more than so many, start anew.
+GRAPHS_KEPT = 24
+
 Options = dict[str, Any]
+#: Outputs, and gradients of what needs one.
+_Results = tuple[list[Tensor], list[Tensor | None]]
 
 
 class TimedOut(BaseException):
@@ -64,8 +69,8 @@ def check(case: Case, samples: int, seconds: float = 60.0, options: Options | No
 
 def _check(case: Case, samples: int, options: Options) -> dict[str, Any]:
     torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.accumulated_recompile_limit = 4096
+    torch._dynamo.config.recompile_limit = 4096
+    torch._dynamo.config.accumulated_recompile_limit = 65536
     op, dtype = operators()[case.op], DTYPES[case.dtype]
     differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
     torch.manual_seed(0)
@@ -77,9 +82,10 @@ def _check(case: Case, samples: int, options: Options) -> dict[str, Any]:
         return {"status": "skipped", "kind": "untraceable", "reason": reason}
     chosen = _spread(inputs, samples)
     found = _Findings()
+    compiler = _Compiler(op.op, case.mode == "dynamic", options, found)
     compared = 0
     for sample in chosen:
-        compared += _one(case, op, sample, differentiable, options, found)
+        compared += _one(case, compiler, sample, differentiable, found)
     if not compared and not found.problems:
         return {"status": "skipped", "kind": "untraceable", "reason": found.reason() or "no sample"}
     result: dict[str, Any] = {"status": "ok", "kind": found.kind(), "samples": compared}
@@ -198,22 +204,94 @@ def sample_dtype(sample: Any, out: Tensor) -> torch.dtype:
     return given[0] if given else out.dtype
 
 
-def _one(
-    case: Case, op: Any, sample: Any, differentiable: bool, options: Options, found: _Findings
-) -> int:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        result = op.op(*args, **kwargs)
-        return sample.output_process_fn_grad(result) if differentiable else result
+class _Compiler:
+    """One operator, compiled; with sizes static anew for each sample, else once for all of them.
 
+    A sample that fits what an earlier one compiled runs that: dynamic kernels meet other sizes.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], dynamic: bool, options: Options, found: _Findings
+    ) -> None:
+        self._function = function
+        self._dynamic = dynamic
+        self._options = options
+        self._found = found
+        self._compiled: dict[bool, Callable[..., Any]] = {}
+        self._captured = False
+        self._graphs = 0
+
+    def run(self, run: Callable[[Callable[..., Any]], _Results]) -> _Results | None:
+        """What `run` returns for the compiled operator; None when that fails, which is recorded."""
+        found = self._found
+        for whole in (True, False):
+            with deepcompile.backend.recording() as record:
+                try:
+                    result = run(self._compile(whole))
+                except Exception as error:
+                    text = f"{type(error).__name__}: {error}".strip()
+                    if whole and _is_dynamo(error):
+                        found.breaks.append(text.splitlines()[0])
+                        continue
+                    if _is_dynamo(error):
+                        found.untraceable.append(text.splitlines()[0])
+                        return None
+                    found.add(record)
+                    found.problems.append(("error", " ".join(text.split())[:400]))
+                    return None
+            found.add(record)
+            self._captured |= bool(record.graphs or record.events)
+            self._graphs += len(record.graphs)
+            if not whole and not self._captured:
+                # Dynamo left everything to Python: nothing of ours ran.
+                found.untraceable.append(
+                    found.breaks[-1] if found.breaks else "nothing was captured"
+                )
+            return result
+        return None
+
+    def _compile(self, whole: bool) -> Callable[..., Any]:
+        if not self._dynamic or self._graphs > GRAPHS_KEPT:
+            torch._dynamo.reset()
+            self._compiled.clear()
+            self._captured = False
+            self._graphs = 0
+        if whole not in self._compiled:
+            function = self._function
+
+            def operator(*args: Any, **kwargs: Any) -> Any:
+                return function(*args, **kwargs)
+
+            self._compiled[whole] = torch.compile(
+                operator,
+                backend="deepep",
+                fullgraph=whole,
+                dynamic=self._dynamic,
+                options=self._options,
+            )
+        return self._compiled[whole]
+
+
+def _one(
+    case: Case, compiler: _Compiler, sample: Any, differentiable: bool, found: _Findings
+) -> int:
+    def run(function: Callable[..., Any], wide: bool = False) -> _Results:
+        def processed(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            return sample.output_process_fn_grad(result) if differentiable else result
+
+        return _run(processed, sample, wide)
+
+    eager_op = operators()[case.op].op
     try:
-        eager, eager_gradients = _run(function, sample)
+        eager, eager_gradients = run(eager_op)
     except Exception:
         return 0
     precise: list[Tensor] | None = None
     precise_gradients: list[Tensor | None] = []
     with contextlib.suppress(Exception):
-        precise, precise_gradients = _run(function, sample, wide=True)
-    got = _compiled(case, function, sample, options, found)
+        precise, precise_gradients = run(eager_op, wide=True)
+    got = compiler.run(run)
     if got is None:
         return 0
     outputs, gradients = got
@@ -236,37 +314,6 @@ def _one(
             if reason is not None:
                 found.problems.append(("wrong", f"gradient {number}: {reason}"))
     return 1
-
-
-def _compiled(
-    case: Case, function: Callable[..., Any], sample: Any, options: Options, found: _Findings
-) -> tuple[list[Tensor], list[Tensor | None]] | None:
-    dynamic = case.mode == "dynamic"
-    for whole in (True, False):
-        torch._dynamo.reset()
-        with deepcompile.backend.recording() as record:
-            try:
-                compiled = torch.compile(
-                    function, backend="deepep", fullgraph=whole, dynamic=dynamic, options=options
-                )
-                result = _run(compiled, sample)
-            except Exception as error:
-                text = f"{type(error).__name__}: {error}".strip()
-                if whole and _is_dynamo(error):
-                    found.breaks.append(text.splitlines()[0])
-                    continue
-                if _is_dynamo(error):
-                    found.untraceable.append(text.splitlines()[0])
-                    return None
-                found.add(record)
-                found.problems.append(("error", " ".join(text.split())[:400]))
-                return None
-        found.add(record)
-        if not whole and not record.graphs and not record.events:
-            # Dynamo left everything to Python: nothing of ours ran.
-            found.untraceable.append(found.breaks[-1] if found.breaks else "nothing was captured")
-        return result
-    return None
 
 
 def _is_dynamo(error: Exception) -> bool:
