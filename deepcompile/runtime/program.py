@@ -12,7 +12,7 @@ import torch
 
 from ..codegen.cpp_program import CppProgram
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, Layout, SizeRef, TensorRef
+from ..codegen.steps import ExternStep, KernelStep, Layout, SizeRef, TensorRef, touched
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library
@@ -100,6 +100,12 @@ class Program:
         self._names = list(spec.sizes)
         self._bound: dict[tuple[int, ...], Bound] = {}
         self._externs = [step for step in spec.steps if isinstance(step, ExternStep)]
+        self._read_by_kernels = frozenset(
+            slot
+            for step in spec.steps
+            if not isinstance(step, ExternStep)
+            for slot in touched(step)
+        )
         self._inputs = [
             (number, ref.slot)
             for number, ref in enumerate(spec.inputs)
@@ -233,7 +239,7 @@ class Program:
         workspace = per_thread * threads
         total = arena.size + workspace
         array = (ctypes.c_int64 * max(len(key), 1))(*key)
-        externs = [_prepare(step, sizes) for step in self._externs]
+        externs = [_prepare(step, sizes, self._read_by_kernels) for step in self._externs]
         return Bound(
             sizes,
             array,
@@ -266,7 +272,9 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-def _prepare(step: ExternStep, sizes: Mapping[str, int]) -> Callable[[Frame], None]:
+def _prepare(
+    step: ExternStep, sizes: Mapping[str, int], read_by_kernels: frozenset[int]
+) -> Callable[[Frame], None]:
     """An ATen call as a function of the frame, with all shapes worked out."""
     arguments = tuple(_template(value, sizes) for value in step.args)
     keywords = {name: _template(value, sizes) for name, value in step.kwargs.items()}
@@ -293,8 +301,14 @@ def _prepare(step: ExternStep, sizes: Mapping[str, int]) -> Callable[[Frame], No
             if slot is None or tensor is None:
                 continue
             layout = layouts[slot]
-            if layout is not None and tensor.stride() != layout[1] and tensor.numel() > 1:
-                tensor = _relayout(tensor, layout)
+            if layout is not None and (
+                tensor.stride() != layout[1] or tensor.dtype != layout[2] or not tensor.numel()
+            ):
+                if tensor.shape == layout[0]:
+                    tensor = _as_traced(tensor, layout)
+                elif slot in read_by_kernels:
+                    promised = f"where tracing promised {layout[0]}"
+                    raise RuntimeError(f"{target} gave shape {tuple(tensor.shape)} {promised}")
             frame.tensors[slot] = tensor
             frame.pointers[slot] = tensor.data_ptr()
 
@@ -313,20 +327,25 @@ def step_layout(step: ExternStep, slot: int, sizes: Mapping[str, int]) -> Any:
     return (
         tuple(int(index.evaluate(sizes)) for index in layout.shape),
         tuple(int(index.evaluate(sizes)) for index in layout.strides),
+        layout.dtype,
     )
 
 
-def _relayout(
-    tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...]]
+def _as_traced(
+    tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 ) -> torch.Tensor:
-    shape, strides = layout
-    if any(
+    """A result in the strides and dtype that tracing promised to whatever reads it.
+
+    For some ops torch's fake result has other strides than the real one, or another dtype.
+    """
+    shape, strides, dtype = layout
+    moved = any(
         size > 1 and have != want
         for size, have, want in zip(shape, tensor.stride(), strides, strict=True)
-    ):
-        moved = torch.empty_strided(shape, strides, dtype=tensor.dtype)
-        return moved.copy_(tensor)
-    return tensor
+    )
+    if tensor.dtype == dtype and (not moved or not tensor.numel()):
+        return tensor
+    return torch.empty_strided(shape, strides, dtype=dtype).copy_(tensor)
 
 
 def _template(value: Any, sizes: Mapping[str, int]) -> Any:

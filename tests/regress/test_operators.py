@@ -132,3 +132,19 @@ def test_symbolic_numbers_that_are_no_sizes_may_be_negative(start: int) -> None:
     compiled = torch.compile(function, backend="deepep", fullgraph=True, dynamic=True)
     for shift in (start, start - 1):
         torch.testing.assert_close(compiled(x, shift), function(x, shift), rtol=0, atol=0)
+
+
+def test_a_result_whose_dtype_tracing_got_wrong_is_converted() -> None:
+    """torch's fake running statistics in bf16 are f32: their memory was read as such."""
+
+    def f(x: Tensor, weight: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        args = (x, weight, None, mean, var, False, 0.1, 1e-5)
+        return torch.ops.aten._native_batch_norm_legit(*args)[0]
+
+    x = torch.randn(3, 2, 4, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    mean = torch.tensor([0.5, 6.0], dtype=torch.bfloat16)
+    var = torch.tensor([0.5, 4.0], dtype=torch.bfloat16)
+    eager, got, _ = _both(f, x, weight, mean, var)
+    for mine, theirs in zip(got, eager, strict=True):
+        torch.testing.assert_close(mine, theirs)
