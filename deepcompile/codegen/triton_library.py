@@ -1,0 +1,219 @@
+"""Device functions that generated Triton kernels call as `dl.name`: what `tl` does otherwise.
+
+Each works on blocks of one register dtype and means what torch means on the same numbers: NaN goes
+through maximum and minimum, division rounds to nearest, integer division floors.
+"""
+
+# Triton reads these functions as source text: no annotations, no keyword-only arguments.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+# -- reductions: how two states become one --------------------------------------------------------
+
+
+@triton.jit
+def add(a, b):
+    return a + b
+
+
+@triton.jit
+def mul(a, b):
+    return a * b
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def either(a, b):
+    return a | b
+
+
+@triton.jit
+def both(a, b):
+    return a & b
+
+
+@triton.jit
+def argmax(a, i, b, j):
+    """The larger value with its index; NaN beats all, the smaller index beats the larger."""
+    a_nan = a != a
+    b_nan = b != b
+    tie = ((a == b) | (a_nan & b_nan)) & (i < j)
+    first = tie | ((a > b) & ~b_nan) | (a_nan & ~b_nan)
+    return tl.where(first, a, b), tl.where(first, i, j)
+
+
+@triton.jit
+def argmin(a, i, b, j):
+    """The smaller value with its index; NaN beats all, the smaller index beats the larger."""
+    a_nan = a != a
+    b_nan = b != b
+    tie = ((a == b) | (a_nan & b_nan)) & (i < j)
+    first = tie | ((a < b) & ~b_nan) | (a_nan & ~b_nan)
+    return tl.where(first, a, b), tl.where(first, i, j)
+
+
+@triton.jit
+def welford(mean_a, m2_a, count_a, mean_b, m2_b, count_b):
+    """Mean, sum of squared distances from it and count of two sets of numbers together."""
+    count = count_a + count_b
+    share = tl.where(count == 0.0, 0.0, count_b / tl.where(count == 0.0, 1.0, count))
+    away = mean_b - mean_a
+    return mean_a + away * share, m2_a + m2_b + away * away * count_a * share, count
+
+
+@triton.jit
+def lse(max_a, sum_a, max_b, sum_b):
+    """Maximum and sum of exponentials (from the maximum, unless that is infinite) of two sets."""
+    top = maximum(max_a, max_b)
+    scale_a = tl.where(max_a == top, 1.0, libdevice.exp(max_a - top))
+    scale_b = tl.where(max_b == top, 1.0, libdevice.exp(max_b - top))
+    return top, sum_a * scale_a + sum_b * scale_b
+
+
+@triton.jit
+def finite_or_zero(x):
+    """`x` where it is not infinite, else 0: what an exponential is taken from."""
+    return tl.where((x == float("inf")) | (x == float("-inf")), 0.0, x)
+
+
+# -- integers -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def floordiv_int(a, b):
+    quotient = a // b
+    return quotient - ((a % b != 0) & ((a < 0) != (b < 0))).to(a.dtype)
+
+
+@triton.jit
+def remainder_int(a, b):
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@triton.jit
+def power_int(a, b):
+    """`a ** b` by squaring, wrapping around; 0 for a negative exponent unless `a` is 1 or -1."""
+    result = a * 0 + 1
+    base = a
+    left = tl.where(b < 0, 0, b)
+    for _ in tl.static_range(63):
+        result = tl.where((left & 1) != 0, result * base, result)
+        base = base * base
+        left = left >> 1
+    odd = tl.where((b & 1) != 0, a, a * a)
+    negative = tl.where((a == 1) | (a == -1), odd, 0)
+    return tl.where(b < 0, negative, result)
+
+
+# -- floating point -------------------------------------------------------------------------------
+
+
+@triton.jit
+def floordiv(a, b, quotient):
+    """torch.floor_divide, given `a / b`."""
+    rest = libdevice.fmod(a, b)
+    adjusted = (rest != 0) & ((rest < 0) != (b < 0))
+    # (a - rest) / b is a whole number but for rounding.
+    whole = (a - rest) / b
+    whole = tl.where(adjusted, whole - 1, whole)
+    floor = libdevice.floor(whole)
+    floor = tl.where(whole - floor > 0.5, floor + 1, floor)
+    zero = libdevice.copysign(quotient * 0, quotient)
+    return tl.where(b == 0, quotient, tl.where(whole == 0, zero, floor))
+
+
+@triton.jit
+def remainder(a, b):
+    rest = libdevice.fmod(a, b)
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@triton.jit
+def sign(x):
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + libdevice.exp(-x))
+
+
+@triton.jit
+def xlogy(x, y):
+    return tl.where(y != y, y, tl.where(x == 0, x * 0.0, x * libdevice.log(y)))
+
+
+@triton.jit
+def xlog1py(x, y):
+    return tl.where(y != y, y, tl.where(x == 0, x * 0.0, x * libdevice.log1p(y)))
+
+
+@triton.jit
+def sinc(x):
+    angle = x * 3.141592653589793
+    return tl.where(x == 0, 1.0, libdevice.sin(angle) / tl.where(x == 0, 1.0, angle))
+
+
+@triton.jit
+def entr(x):
+    positive = -x * libdevice.log(tl.where(x > 0, x, 1.0))
+    other = tl.where(x == 0, 0.0, float("-inf"))
+    return tl.where(x != x, x, tl.where(x > 0, positive, other))
+
+
+@triton.jit
+def logaddexp(a, b):
+    top = maximum(a, b)
+    away = -tl.abs(a - b)
+    same = (a == b) & ((a == float("inf")) | (a == float("-inf")))
+    return tl.where(same, a, top + libdevice.log1p(libdevice.exp(away)))
+
+
+@triton.jit
+def heaviside(x, at_zero):
+    return tl.where(x == 0, at_zero, (x > 0).to(x.dtype))
+
+
+# -- random numbers -------------------------------------------------------------------------------
+
+
+@triton.jit
+def philox_u32(seed, offset):
+    """32 random bits an element: Philox4x32-10, key the seed, counter `offset // 4`."""
+    seed = seed + offset * 0
+    block = (offset >> 2) & 0x3FFFFFFFFFFFFFFF
+    low = (block & 0xFFFFFFFF).to(tl.uint32)
+    high = (block >> 32).to(tl.uint32)
+    zero = low * 0
+    r0, r1, r2, r3 = tl.philox(seed, low, high, zero, zero)
+    word = offset & 3
+    return tl.where(word == 0, r0, tl.where(word == 1, r1, tl.where(word == 2, r2, r3)))
+
+
+@triton.jit
+def uniform(seed, offset):
+    """24-bit uniform numbers in [0, 1), f32."""
+    return (philox_u32(seed, offset) >> 8).to(tl.float32) * 5.9604644775390625e-08
+
+
+@triton.jit
+def normal(seed, offset):
+    """Normal numbers by Box-Muller on the uniforms at `offset & ~1` and `offset | 1`, f32."""
+    odd = offset & 1
+    first = 1.0 - uniform(seed, offset - odd)
+    angle = uniform(seed, offset - odd + 1) * 6.283185307179586
+    radius = libdevice.sqrt(libdevice.log(first) * -2.0)
+    return radius * tl.where(odd != 0, libdevice.sin(angle), libdevice.cos(angle))

@@ -1,0 +1,129 @@
+"""How a kernel runs on a GPU, as data: tile, persistent or looped, warps, number of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ir.index import Index, product
+from ..ir.nest import Accumulate, Kernel, Load, Reduce, Store
+
+TILE = 2048
+"""Elements a program works on at once, where a row is shorter than that."""
+LONGEST_ROW = 16384
+"""The longest row that one tile holds."""
+LONGEST_ACCUMULATED_ROW = 8192
+"""The same for kernels that also hold sums of columns."""
+LOOP_TILE = 2048
+DEFAULT_HINT = 256
+INT32_SPAN = 2**31
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a schedule needs to know of a device."""
+
+    multiprocessors: int = 132
+    capability: int = 90
+
+
+@dataclass(frozen=True)
+class TritonSchedule:
+    """The decisions for one kernel.
+
+    Attributes:
+        x_block: points (positions of the parallel axes) of a tile; a power of two.
+        r_block: positions of a row in a tile; a power of two, 1 without reduced axes.
+        persistent: the tile holds a whole row; else stages loop over the row.
+        warps: warps of a program.
+        programs: with accumulators, how many programs share the points, at most; else 0: one
+            program a tile.
+        wide: indices need 64 bits.
+    """
+
+    x_block: int
+    r_block: int
+    persistent: bool
+    warps: int
+    programs: int = 0
+    wide: bool = False
+
+
+def plan_triton(
+    kernel: Kernel, hints: Mapping[str, int] | None = None, gpu: Gpu | None = None
+) -> TritonSchedule:
+    """The schedule by rule; `hints` are likely values of the kernel's sizes."""
+    gpu = gpu or Gpu()
+    sizes = {name: (hints or {}).get(name, DEFAULT_HINT) for name in kernel.sizes}
+    points = _extent(product([axis.extent for axis in kernel.parallel]), sizes)
+    row = _extent(product([axis.extent for axis in kernel.reduced]), sizes)
+    accumulates = any(isinstance(i, Accumulate) for i in kernel.instructions())
+    wide = bool(kernel.sizes) or _spans(kernel, sizes) >= INT32_SPAN
+    if not kernel.reduced:
+        return _pointwise(points, accumulates, wide, gpu)
+    static = not any(axis.extent.constant() is None for axis in kernel.reduced)
+    longest = LONGEST_ACCUMULATED_ROW if accumulates else LONGEST_ROW
+    across = _walks_across(kernel)
+    width = power_of_two(row)
+    if across:
+        # Memory is contiguous along the points: take enough of them for whole cache lines.
+        x_block = min(64, power_of_two(points))
+        persistent = static and width * x_block <= 4096
+        r_block = width if persistent else max(1, min(width, 4096 // x_block))
+    else:
+        persistent = static and width <= longest
+        r_block = width if persistent else min(width, LOOP_TILE)
+        x_block = max(1, min(TILE // r_block, power_of_two(points)))
+    warps = max(1, min(16, x_block * r_block // 512))
+    programs = 0
+    if accumulates:
+        tiles = -(-points // x_block)
+        programs = max(1, min(tiles, gpu.multiprocessors * (4 if warps <= 4 else 2)))
+    return TritonSchedule(x_block, r_block, persistent, warps, programs, wide)
+
+
+def _pointwise(points: int, accumulates: bool, wide: bool, gpu: Gpu) -> TritonSchedule:
+    x_block = 1024 if points >= 1024 * gpu.multiprocessors else 256
+    x_block = min(x_block, power_of_two(points))
+    programs = 0
+    if accumulates:
+        programs = max(1, min(-(-points // x_block), gpu.multiprocessors * 4))
+    return TritonSchedule(x_block, 1, True, max(1, min(4, x_block // 128)), programs, wide)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not less than `value`."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def _extent(extent: Index, sizes: Mapping[str, int]) -> int:
+    return int(extent.evaluate(sizes))
+
+
+def _spans(kernel: Kernel, sizes: Mapping[str, int]) -> int:
+    """The most elements any buffer has, an upper bound of what indices reach."""
+    return max(
+        (_extent(product(list(buffer.shape)), sizes) for buffer in kernel.buffers), default=0
+    )
+
+
+def _walks_across(kernel: Kernel) -> bool:
+    """Whether most memory is contiguous along a parallel axis rather than a reduced one."""
+    if not kernel.parallel or not kernel.reduced:
+        return False
+    score = 0
+    for instr in kernel.instructions():
+        if not isinstance(instr, (Load, Store)):
+            continue
+        names = instr.index.names()
+        if not names & {axis.name for axis in kernel.reduced}:
+            continue
+        for axis in kernel.axes:
+            if axis.name in names and instr.index.coefficient(axis.name) == Index.of(1):
+                score += 1 if axis.kind == "parallel" else -1
+    return score > 0
+
+
+def reduces(kernel: Kernel) -> bool:
+    """Whether the kernel has a reduction over its rows."""
+    return any(isinstance(instr, Reduce) for instr in kernel.instructions())

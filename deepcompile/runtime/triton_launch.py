@@ -1,0 +1,84 @@
+"""Loading generated Triton and launching one kernel on tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codegen.triton_kernel import TritonFunction, TritonKernel
+from ..ir.interpret import TORCH_DTYPES
+
+
+def load_source(source: str, folder: Path) -> ModuleType:
+    """The module of a generated source, a file in `folder` since Triton reads functions there.
+
+    The same source gives the same module.
+    """
+    name = f"deepcompile_triton_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = folder / f"{name}.py"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{id(source)}.tmp")
+        partial.write_text(source, encoding="utf-8")
+        partial.replace(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def launch(
+    kernel: TritonKernel,
+    module: ModuleType,
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+) -> None:
+    """Run a kernel on tensors by buffer name, each beginning at its buffer's first element.
+
+    On CPU tensors this needs Triton's interpreter (`TRITON_INTERPRET=1`).
+
+    Raises:
+        IndexError: when a check of an index fails.
+    """
+    device = next(iter(tensors.values())).device
+    programs = kernel.programs(sizes)
+    spaces = [
+        torch.empty(
+            max(1, programs * int(space.columns.evaluate(sizes))),
+            dtype=TORCH_DTYPES[space.dtype],
+            device=device,
+        )
+        for space in kernel.workspaces
+    ]
+    arguments = [
+        *(tensors[buffer.name] for buffer in kernel.kernel.buffers),
+        *(sizes[name] for name in kernel.kernel.sizes),
+        *spaces,
+    ]
+    failed = torch.zeros(1, dtype=torch.int32, device=device) if kernel.checks() else None
+    if programs:
+        extra = [] if failed is None else [failed]
+        _call(module, kernel.main, programs, [*arguments, *extra])
+    if kernel.finish is not None:
+        _call(module, kernel.finish, kernel.finish_programs(sizes), [*arguments, programs])
+    if failed is not None and int(failed):
+        raise IndexError(f"index out of range in {kernel.main.name}")
+
+
+def _call(
+    module: ModuleType, function: TritonFunction, programs: int, arguments: list[Any]
+) -> None:
+    getattr(module, function.name)[(programs,)](*arguments, num_warps=function.warps)
