@@ -21,11 +21,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
+from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.cpp_program import CppProgram, emit_program
-from .codegen.program import CannotCompile, ProgramSpec, make_program
+from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
 from .codegen.steps import ExternStep, KernelStep
+from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.blame import place_of
@@ -39,7 +41,9 @@ from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
 from .runtime.build import BuildFailed, build
 from .runtime.calibrate import measured_gemm_choice
+from .runtime.device import cannot_generate, check_devices, device_of, gpu_of, uses_triton
 from .runtime.program import Program
+from .runtime.triton_program import TritonRunner
 
 _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
     DeepCompileError,
@@ -140,6 +144,7 @@ class _Compiler:
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = _RECORDINGS.get()
+        self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
         if options.run_dir is not None:
             self.run_dir = process_run(
@@ -152,9 +157,12 @@ class _Compiler:
     def compile(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """The callable that Dynamo runs in place of `gm`."""
         self._note_graph_break(gm)
-        devices = {value.device.type for value in example_inputs if isinstance(value, torch.Tensor)}
-        if devices - {"cpu"}:
-            self.note("fallback", reason=f"no code generator for {', '.join(sorted(devices))} yet")
+        self.device = device_of(gm, example_inputs)
+        unable = cannot_generate(self.device, self.options.codegen)
+        if unable is not None:
+            if self.options.strict:
+                raise CompileError(unable)
+            self.note("fallback", reason=unable)
             return gm
         return compile_through_aot(
             gm,
@@ -243,13 +251,15 @@ class _Compiler:
             reason = f"{type(error).__name__}: {error}"
             return self._fall_back(gm, compiled, reason, error)
 
-    def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Program:
+    def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
+        if uses_triton(self.device, self.options.codegen):
+            return self._generate_triton(graph, compiled)
         start = time.perf_counter()
         compiled.spec = make_program(graph, self._gemm_choice())
         compiled.code = emit_program(compiled.spec)
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
-        self._record_kernels(compiled)
+        self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
         start = time.perf_counter()
         library = build(compiled.code.source, self.options, self.note)
         compiled.seconds["build"] = time.perf_counter() - start
@@ -266,6 +276,34 @@ class _Compiler:
         )
         compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
         return compiled.program
+
+    def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
+        start = time.perf_counter()
+        check_devices(graph, self.device)
+        compiled.spec = make_program(graph, GemmChoice(onednn=False))
+        code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
+        compiled.externs = _externs(graph, compiled.spec)
+        compiled.seconds["codegen"] = time.perf_counter() - start
+        for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
+            if isinstance(kernel, str):
+                reason = f"kernel {op.nest.name} runs as ATen ops: {kernel}"
+                self.note("fallback", graph=compiled.name, kernel=op.nest.name, reason=reason)
+        self._record_kernels(
+            compiled,
+            "source.py",
+            [kernel if isinstance(kernel, str) else kernel.source for kernel in code.kernels],
+        )
+        self.note(
+            "compiled",
+            graph=compiled.name,
+            graph_kind=compiled.kind,
+            kernels=len(compiled.kernels),
+            externs=len(compiled.externs),
+            cached=False,
+            seconds=compiled.seconds,
+        )
+        folder = cache_dir(self.options).parent / "triton"
+        return TritonRunner(compiled.spec, code, self.device, folder, self.note)
 
     def _gemm_choice(self) -> GemmChoice:
         """Which library multiplies matrices; the table's answer wherever bits must repeat."""
@@ -291,9 +329,8 @@ class _Compiler:
         )
         return interpret(gm)
 
-    def _record_kernels(self, compiled: CompiledGraph) -> None:
-        if compiled.spec is None or compiled.code is None:
-            return
+    def _record_kernels(self, compiled: CompiledGraph, file: str, sources: Sequence[str]) -> None:
+        assert compiled.spec is not None
         for target, count in Counter(name for name, _ in compiled.externs).items():
             origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
@@ -305,7 +342,7 @@ class _Compiler:
             self.run_dir.kernel(
                 f"{compiled.name}.{op.nest.name}",
                 {
-                    "source.cpp": compiled.code.kernels[step.function],
+                    file: sources[step.function],
                     "nest.txt": print_kernel(op.nest),
                 },
                 {

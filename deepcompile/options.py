@@ -197,6 +197,13 @@ class Options:
         "int",
         "Threads of the generated CPU code; default: torch.get_num_threads() at each call.",
     )
+    codegen: Literal["auto", "cpp", "triton"] = _option(
+        "auto",
+        _choice("auto", "cpp", "triton"),
+        "auto|cpp|triton",
+        "Language of kernels: by device; 'triton' on a CPU needs TRITON_INTERPRET=1, for tests.",
+        in_key=True,
+    )
     numerics: Literal["fast", "eager"] = _option(
         "fast",
         _choice("fast", "eager"),

@@ -255,6 +255,7 @@ class _Maker:
         slots: list[int] = []
         offsets: list[Index] = []
         results: list[TensorRef] = []
+        tensors: list[TensorRef] = []
         made = iter(node.meta["val"])
         for buffer in op.nest.buffers:
             if buffer.role == "out":
@@ -268,13 +269,14 @@ class _Maker:
                 raise CannotCompile("a kernel on something that is no tensor")
             slots.append(value.slot)
             offsets.append(value.offset * value.layout.dtype.itemsize)
+            tensors.append(value)
         text = print_kernel(replace(op.nest, name="_"))
         function = self.functions.get(text)
         if function is None:
             function = self.functions[text] = len(self.spec.kernels)
             self.spec.kernels.append(op)
         self.spec.steps.append(
-            KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes)
+            KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes, tuple(tensors))
         )
         self.values[node] = tuple(results)
 
@@ -378,6 +380,26 @@ class _Maker:
                 outputs.add(source)
                 if below.storage == "arena":
                     below.storage = "output"
+
+
+def size_hints(graph: GraphModule) -> dict[str, int]:
+    """What the sizes of a graph were when it was traced."""
+    found: dict[str, int] = {}
+    for node in graph.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        numbers = [*value.shape, *value.stride()] if isinstance(value, torch.Tensor) else [value]
+        for number in numbers:
+            if not isinstance(number, torch.SymInt) or number.node.hint is None:
+                continue
+            try:
+                names = size_index(number).names()
+            except CannotLower:
+                continue
+            if len(names) == 1 and size_index(number) == Index.of(name := next(iter(names))):
+                found[name] = int(number.node.hint)
+    return found
 
 
 def _size_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:

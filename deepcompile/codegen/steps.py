@@ -54,13 +54,17 @@ class SizeRef:
 
 @dataclass(frozen=True)
 class KernelStep:
-    """A call of a generated kernel: slots of its buffers and where in them, in bytes; its sizes."""
+    """A call of a generated kernel: slots of its buffers and where in them, in bytes; its sizes.
+
+    `given` are the tensors of its "in" and "inout" buffers as ATen would get them.
+    """
 
     op: KernelOp
     function: int
     slots: tuple[int, ...]
     offsets: tuple[Index, ...]
     sizes: tuple[str, ...]
+    given: tuple[TensorRef, ...]
 
 
 @dataclass(frozen=True)

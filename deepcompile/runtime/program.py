@@ -5,17 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
 
 from ..codegen.cpp_program import CppProgram
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, Layout, SizeRef, TensorRef, touched
+from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library
+from .externs import Memory, prepare_extern
 from .recycle import OUTPUTS
 from .threads import openmp_entry_points
 
@@ -36,7 +36,7 @@ class Bound:
     workspace: int
     outputs: list[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype, int]]
     arena_slots: list[tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
-    externs: list[Callable[[Frame], None]]
+    externs: list[Callable[[Memory], None]]
     frames: list[Frame]
 
 
@@ -239,7 +239,7 @@ class Program:
         workspace = per_thread * threads
         total = arena.size + workspace
         array = (ctypes.c_int64 * max(len(key), 1))(*key)
-        externs = [_prepare(step, sizes, self._read_by_kernels) for step in self._externs]
+        externs = [prepare_extern(step, sizes, self._read_by_kernels) for step in self._externs]
         return Bound(
             sizes,
             array,
@@ -270,124 +270,3 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if any(size == 0 for size in shape):
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-
-
-def _prepare(
-    step: ExternStep, sizes: Mapping[str, int], read_by_kernels: frozenset[int]
-) -> Callable[[Frame], None]:
-    """An ATen call as a function of the frame, with all shapes worked out."""
-    arguments = tuple(_template(value, sizes) for value in step.args)
-    keywords = {name: _template(value, sizes) for name, value in step.kwargs.items()}
-    target, out, results, single = step.target, step.out, step.results, step.single
-
-    def values(frame: Frame) -> tuple[list[Any], dict[str, Any]]:
-        tensors = frame.tensors
-        positional = [a(tensors) if _is_template(a) else a for a in arguments]
-        named = {k: a(tensors) if _is_template(a) else a for k, a in keywords.items()}
-        return positional, named
-
-    if out is not None:
-
-        def run_out(frame: Frame) -> None:
-            positional, named = values(frame)
-            target(*positional, **named, out=frame.tensors[out])
-
-        return run_out
-
-    def run(frame: Frame) -> None:
-        positional, named = values(frame)
-        made = target(*positional, **named)
-        for slot, tensor in zip(results, [made] if single else made, strict=False):
-            if slot is None or tensor is None:
-                continue
-            layout = layouts[slot]
-            if layout is not None and (
-                tensor.stride() != layout[1] or tensor.dtype != layout[2] or not tensor.numel()
-            ):
-                if tensor.shape == layout[0]:
-                    tensor = _as_traced(tensor, layout)
-                elif slot in read_by_kernels:
-                    promised = f"where tracing promised {layout[0]}"
-                    raise RuntimeError(f"{target} gave shape {tuple(tensor.shape)} {promised}")
-            frame.tensors[slot] = tensor
-            frame.pointers[slot] = tensor.data_ptr()
-
-    layouts: dict[int, Any] = {}
-    for slot in results:
-        if slot is not None:
-            layouts[slot] = step_layout(step, slot, sizes)
-    return run
-
-
-def step_layout(step: ExternStep, slot: int, sizes: Mapping[str, int]) -> Any:
-    """Sizes and strides that later steps expect of a result."""
-    layout = step.layouts.get(slot)
-    if layout is None:
-        return None
-    return (
-        tuple(int(index.evaluate(sizes)) for index in layout.shape),
-        tuple(int(index.evaluate(sizes)) for index in layout.strides),
-        layout.dtype,
-    )
-
-
-def _as_traced(
-    tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-) -> torch.Tensor:
-    """A result in the strides and dtype that tracing promised to whatever reads it.
-
-    For some ops torch's fake result has other strides than the real one, or another dtype.
-    """
-    shape, strides, dtype = layout
-    moved = any(
-        size > 1 and have != want
-        for size, have, want in zip(shape, tensor.stride(), strides, strict=True)
-    )
-    if tensor.dtype == dtype and (not moved or not tensor.numel()):
-        return tensor
-    return torch.empty_strided(shape, strides, dtype=dtype).copy_(tensor)
-
-
-def _template(value: Any, sizes: Mapping[str, int]) -> Any:
-    """A constant, or a function from the tensor table to the argument."""
-    if isinstance(value, TensorRef):
-        return _tensor_template(value, sizes)
-    if isinstance(value, SizeRef):
-        return int(value.index.evaluate(sizes))
-    if isinstance(value, (list, tuple)):
-        items = [_template(item, sizes) for item in value]
-        if any(map(_is_template, items)):
-            kind = type(value) if type(value) in (list, tuple) else list
-            return lambda tensors: kind(
-                item(tensors) if _is_template(item) else item for item in items
-            )
-        return items
-    return value
-
-
-def _is_template(value: Any) -> bool:
-    # Ops are callable too, and arguments of higher-order ops: only our own functions count.
-    return isinstance(value, FunctionType)
-
-
-def _tensor_template(ref: TensorRef, sizes: Mapping[str, int]) -> Callable[[list[Any]], Any]:
-    slot = ref.slot
-    if ref.whole:
-        return lambda tensors: tensors[slot]
-    shape, strides, offset = _concrete(ref.layout, ref.offset, sizes)
-
-    def view(tensors: list[Any]) -> torch.Tensor:
-        base = tensors[slot]
-        return base.as_strided(shape, strides, base.storage_offset() + offset)
-
-    return view
-
-
-def _concrete(
-    layout: Layout, offset: Index, sizes: Mapping[str, int]
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    return (
-        tuple(int(index.evaluate(sizes)) for index in layout.shape),
-        tuple(int(index.evaluate(sizes)) for index in layout.strides),
-        int(offset.evaluate(sizes)),
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -176,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a case may take")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--passes", help="a pipeline instead of the default one")
+    parser.add_argument(
+        "--triton", action="store_true", help="Triton kernels, in its interpreter where no GPU is"
+    )
     parser.add_argument("--excluded", action="store_true", help="list what is not compared and why")
     given = parser.parse_args(arguments)
     if given.excluded:
@@ -187,7 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
         match = (lambda part, op: part == op) if given.exact else (lambda part, op: part in op)
         cases = [case for case in cases if any(match(part, case.op) for part in given.ops)]
     number, of = map(int, given.shard.split("/"))
-    options = {"passes": given.passes} if given.passes else None
+    options = {"passes": given.passes} if given.passes else {}
+    if given.triton:
+        options["codegen"] = "triton"
+        os.environ["TRITON_INTERPRET"] = "1"
     settings = Settings(given.samples, given.timeout, given.threads, options)
     rows = sweep(cases[number::of], settings, given.resume)
     wanted = set(cases[number::of])

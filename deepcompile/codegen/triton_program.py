@@ -1,0 +1,30 @@
+"""Triton for the kernels of a program, a module each so that equal ones are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .program import ProgramSpec
+from .triton_kernel import TritonKernel, emit_triton
+from .triton_schedule import Gpu, plan_triton
+from .triton_spelling import CannotEmit
+
+
+@dataclass(frozen=True)
+class TritonProgram:
+    """Kernel `i` of the spec as Triton, or the reason why it runs as its ATen ops."""
+
+    kernels: tuple[TritonKernel | str, ...]
+
+
+def emit_triton_program(spec: ProgramSpec, hints: Mapping[str, int], gpu: Gpu) -> TritonProgram:
+    """Triton of a program; `hints` are likely values of its sizes."""
+    made: list[TritonKernel | str] = []
+    for op in spec.kernels:
+        try:
+            known = {name: hints[name] for name in op.nest.sizes if name in hints}
+            made.append(emit_triton(op.nest, plan_triton(op.nest, known, gpu), "kernel"))
+        except CannotEmit as reason:
+            made.append(str(reason))
+    return TritonProgram(tuple(made))

@@ -1,0 +1,85 @@
+"""Which device a graph runs on, and whether kernels can be made for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..codegen.program import CannotCompile
+from ..codegen.triton_schedule import Gpu
+from ..ir.kernel_op import KernelOp
+
+OLDEST_CAPABILITY = 70
+"""Triton makes code for sm_70 and newer."""
+
+
+def device_of(gm: GraphModule, example_inputs: Sequence[Any]) -> torch.device:
+    """The device of a graph's tensors; where some are on the CPU, that of the others."""
+    devices = [
+        value.device
+        for value in (*example_inputs, *gm.parameters(), *gm.buffers())
+        if isinstance(value, torch.Tensor)
+    ]
+    away = [device for device in devices if device.type != "cpu"]
+    return away[0] if away else torch.device("cpu")
+
+
+def uses_triton(device: torch.device, codegen: str) -> bool:
+    """Whether kernels for `device` are written in Triton."""
+    return codegen == "triton" or (codegen == "auto" and device.type != "cpu")
+
+
+def cannot_generate(device: torch.device, codegen: str) -> str | None:
+    """Why no kernels can be made for `device`, and what to do, or None."""
+    if device.type not in ("cpu", "cuda"):
+        return f"no code generator for {device.type}; the model runs in eager"
+    if not uses_triton(device, codegen):
+        if device.type == "cpu":
+            return None
+        return f"codegen='cpp' makes no kernels for {device.type}; leave it at 'auto'"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'deepcompile[triton]'"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return "codegen='triton' on a CPU needs TRITON_INTERPRET=1 in the environment"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major * 10 + minor < OLDEST_CAPABILITY:
+        return f"Triton needs compute capability 7.0, and {device} has {major}.{minor}"
+    return None
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """What schedules need to know of a device; the default for the interpreter."""
+    if device.type != "cuda":
+        return Gpu()
+    found = torch.cuda.get_device_properties(device)
+    return Gpu(found.multi_processor_count, found.major * 10 + found.minor)
+
+
+def check_devices(graph: GraphModule, device: torch.device) -> None:
+    """Refuse a graph whose kernels would read or write on several devices.
+
+    A number in a tensor of the CPU is fine: it is copied over.
+
+    Raises:
+        CannotCompile: naming the kernel.
+    """
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, KernelOp):
+            continue
+        for source in node.all_input_nodes:
+            value = source.meta.get("val")
+            if not isinstance(value, torch.Tensor) or value.device == device:
+                continue
+            if value.device.type == "cpu" and value.ndim == 0:
+                continue
+            raise CannotCompile(f"{node.name} reads from {value.device} and runs on {device}")
+        for value in node.meta["val"]:
+            if value.device != device:
+                raise CannotCompile(f"{node.name} writes to {value.device} and runs on {device}")

@@ -1,0 +1,252 @@
+"""Running a compiled graph with Triton kernels: allocate, launch and call ATen, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codegen.program import ProgramSpec
+from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
+from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_program import TritonProgram as TritonCode
+from ..ir.interpret import flat_storage
+from .externs import prepare_extern, tensor_of
+from .triton_launch import launch, load_source
+
+Action = Callable[["Running"], None]
+Note = Callable[..., None]
+
+
+class Running:
+    """The tensors of one call by slot; `pointers` is what calls of ATen also fill, unused here."""
+
+    def __init__(self, count: int) -> None:
+        self.tensors: list[Any] = [None] * count
+        self.pointers: list[Any] = [None] * count
+
+
+@dataclass
+class Bound:
+    """A program bound to sizes: what to do at each step, and which slots die after it."""
+
+    sizes: dict[str, int]
+    actions: list[Action]
+    dying: list[tuple[int, ...]]
+
+
+class TritonRunner:
+    """A compiled graph that is called with a list of inputs (which it empties) and returns outputs.
+
+    Args:
+        spec: slots and steps.
+        code: its kernels.
+        device: where the kernels run; the CPU under Triton's interpreter.
+        folder: where generated modules are kept.
+        note: told about each kernel that the device's compiler refuses; that one runs as ATen ops.
+    """
+
+    _boxed_call = True
+
+    def __init__(
+        self, spec: ProgramSpec, code: TritonCode, device: torch.device, folder: Path, note: Note
+    ) -> None:
+        self.spec = spec
+        self.code = code
+        self.device = device
+        self._folder = folder
+        self._note = note
+        self._refused: set[int] = set()
+        self._bound: dict[tuple[int, ...], Bound] = {}
+        self._constants = [
+            (slot.number, slot.constant.detach().to(device))
+            for slot in spec.slots
+            if slot.constant is not None
+        ]
+        self._read_by_kernels = frozenset(
+            slot for step in spec.steps if isinstance(step, KernelStep) for slot in touched(step)
+        )
+        self._inputs = [
+            (number, ref.slot)
+            for number, ref in enumerate(spec.inputs)
+            if isinstance(ref, TensorRef)
+        ]
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        key = tuple([how(args) for how in self.spec.sizes.values()])
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._bind(dict(zip(self.spec.sizes, key, strict=True)))
+        running = Running(len(self.spec.slots))
+        tensors = running.tensors
+        for number, constant in self._constants:
+            tensors[number] = constant
+        for number, slot in self._inputs:
+            tensor = args[number]
+            if (
+                slot in self._read_by_kernels
+                and tensor is not None
+                and tensor.device != self.device
+            ):
+                # A number in a tensor of the CPU, which ATen takes on any device.
+                tensor = tensor.to(self.device)
+            tensors[slot] = tensor
+        args.clear()
+        with torch.no_grad():
+            for action, dying in zip(bound.actions, bound.dying, strict=True):
+                action(running)
+                for slot in dying:
+                    tensors[slot] = None
+            return [self._output(value, bound.sizes, tensors) for value in self.spec.outputs]
+
+    def _output(self, value: Any, sizes: Mapping[str, int], tensors: list[Any]) -> Any:
+        if isinstance(value, TensorRef):
+            return tensor_of(value, sizes)(tensors)
+        if isinstance(value, SizeRef):
+            return int(value.index.evaluate(sizes))
+        return value
+
+    # -- binding --------------------------------------------------------------------------------
+
+    def _bind(self, sizes: dict[str, int]) -> Bound:
+        actions: list[Action] = []
+        dying: list[tuple[int, ...]] = []
+        made: set[int] = set()
+        for number, step in enumerate(self.spec.steps):
+            fresh = [
+                self._allocation(slot, sizes)
+                for slot in sorted(touched(step) - made)
+                if self.spec.slots[slot].storage in ("arena", "output")
+            ]
+            made |= touched(step)
+            if isinstance(step, KernelStep):
+                actions.append(self._kernel(step, sizes, fresh))
+            elif isinstance(step, ExternStep):
+                actions.append(_after(fresh, prepare_extern(step, sizes, self._read_by_kernels)))
+            else:
+                raise AssertionError(f"{type(step).__name__} is for the CPU")
+            dying.append(
+                tuple(
+                    slot
+                    for slot in touched(step)
+                    if self.spec.slots[slot].storage in ("arena", "extern")
+                    and self.spec.slots[slot].last == number
+                )
+            )
+        kept = {ref.slot for ref in self.spec.outputs if isinstance(ref, TensorRef)}
+        dying = [tuple(slot for slot in slots if slot not in kept) for slots in dying]
+        return Bound(sizes, actions, dying)
+
+    def _allocation(self, number: int, sizes: Mapping[str, int]) -> Action:
+        layout = self.spec.slots[number].layout
+        shape = [int(size.evaluate(sizes)) for size in layout.shape]
+        strides = [int(stride.evaluate(sizes)) for stride in layout.strides]
+        dtype, device = layout.dtype, self.device
+
+        def allocate(running: Running) -> None:
+            running.tensors[number] = torch.empty_strided(
+                shape, strides, dtype=dtype, device=device
+            )
+
+        return allocate
+
+    def _kernel(self, step: KernelStep, sizes: Mapping[str, int], fresh: list[Action]) -> Action:
+        kernel = self.code.kernels[step.function]
+        eager = self._as_aten(step, sizes)
+        if isinstance(kernel, str):
+            return eager
+        known = {name: sizes[name] for name in step.sizes}
+        places = []
+        for buffer, slot, offset in zip(
+            step.op.nest.buffers, step.slots, step.offsets, strict=True
+        ):
+            itemsize = self.spec.slots[slot].layout.dtype.itemsize
+            places.append((buffer.name, slot, int(offset.evaluate(sizes)) // itemsize))
+        allocate = _all(fresh)
+        module = load_source(kernel.source, self._folder)
+
+        def run(running: Running) -> None:
+            if step.function in self._refused:
+                eager(running)
+                return
+            allocate(running)
+            tensors = {name: _from(running.tensors[slot], offset) for name, slot, offset in places}
+            try:
+                launch(kernel, module, tensors, known)
+            except IndexError:
+                raise self._index_error(step) from None
+            except Exception as error:
+                if not _from_compiler(error):
+                    raise
+                self._refuse(step, kernel, error)
+                eager(running)
+
+        return run
+
+    def _refuse(self, step: KernelStep, kernel: TritonKernel, error: Exception) -> None:
+        """Run a kernel as ATen ops from now on."""
+        self._refused.add(step.function)
+        reason = f"Triton refused kernel {step.op.nest.name}: {type(error).__name__}: {error}"
+        self._note("fallback", kernel=step.op.nest.name, reason=reason[:2000])
+
+    def _index_error(self, step: KernelStep) -> IndexError:
+        origin = step.op.origin
+        where = f" at {', '.join(origin.lines)}" if origin.lines else ""
+        return IndexError(f"index out of range in {', '.join(origin.ops)}{where}")
+
+    def _as_aten(self, step: KernelStep, sizes: Mapping[str, int]) -> Action:
+        """The same step by the ATen ops that the kernel was made of."""
+        given = [tensor_of(ref, sizes) for ref in step.given]
+        numbers = [sizes[name] for name in step.sizes]
+        out = [
+            slot
+            for buffer, slot in zip(step.op.nest.buffers, step.slots, strict=True)
+            if buffer.role == "out"
+        ]
+        layouts = [self.spec.slots[slot].layout for slot in out]
+        strides = [[int(s.evaluate(sizes)) for s in layout.strides] for layout in layouts]
+
+        def run(running: Running) -> None:
+            results = step.op.eager(*(get(running.tensors) for get in given), *numbers)
+            for slot, result, stride in zip(out, results, strides, strict=True):
+                if list(result.stride()) != stride:
+                    moved = torch.empty_strided(
+                        result.shape, stride, dtype=result.dtype, device=result.device
+                    )
+                    result = moved.copy_(result)
+                running.tensors[slot] = result
+
+        return run
+
+
+def _from(tensor: Tensor, offset: int) -> Tensor:
+    """A tensor that begins `offset` elements behind the first of `tensor`, on the same memory."""
+    flat = flat_storage(tensor) if offset or tensor.device.type == "cpu" else tensor
+    return flat[offset:] if offset else flat
+
+
+def _all(actions: list[Action]) -> Action:
+    def run(running: Running) -> None:
+        for action in actions:
+            action(running)
+
+    return run
+
+
+def _after(first: list[Action], then: Callable[[Any], None]) -> Action:
+    def run(running: Running) -> None:
+        for action in first:
+            action(running)
+        then(running)
+
+    return run
+
+
+def _from_compiler(error: Exception) -> bool:
+    """Whether an error comes from building a kernel rather than from running it."""
+    module = type(error).__module__
+    return module.startswith("triton") and "runtime.interpreter" not in module
