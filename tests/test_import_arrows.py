@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "inspect": set(),
     "backend": COMPILER,
     "explanation": COMPILER | {"backend", "inspect"},
-    "cli": COMPILER | {"backend", "explanation", "inspect"},
+    "crosscompile": COMPILER | {"backend"},
+    "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo"},
     "demo": {"inspect"},
     "__main__": {"cli"},
 }

@@ -19,6 +19,7 @@ from deepcompile.errors import CacheError, CompileError, CompilerMissing, DeepCo
 _COMMANDS = {
     "passes": ("deepcompile.cli.passes:passes", "List and describe passes and the pipeline."),
     "options": ("deepcompile.cli.options:options", "List the options of a compile."),
+    "compile": ("deepcompile.cli.compile:compile_model", "Make kernels for a GPU, without one."),
     "runs": ("deepcompile.cli.runs:runs", "Read recorded runs."),
     "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),

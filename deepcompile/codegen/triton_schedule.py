@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..ir.index import Index, product
-from ..ir.nest import Accumulate, Kernel, Load, Reduce, Store
+from ..ir.nest import Accumulate, Kernel, Load, Store
+from .schedule import dependence
 
 TILE = 2048
 """Elements a program works on at once, where a row is shorter than that."""
@@ -62,7 +63,7 @@ def plan_triton(
     if not kernel.reduced:
         return _pointwise(points, accumulates, wide, gpu)
     static = not any(axis.extent.constant() is None for axis in kernel.reduced)
-    longest = LONGEST_ACCUMULATED_ROW if accumulates else LONGEST_ROW
+    longest = LONGEST_ACCUMULATED_ROW if _sums_columns(kernel) else LONGEST_ROW
     across = _walks_across(kernel)
     width = power_of_two(row)
     if across:
@@ -124,6 +125,11 @@ def _walks_across(kernel: Kernel) -> bool:
     return score > 0
 
 
-def reduces(kernel: Kernel) -> bool:
-    """Whether the kernel has a reduction over its rows."""
-    return any(isinstance(instr, Reduce) for instr in kernel.instructions())
+def _sums_columns(kernel: Kernel) -> bool:
+    """Whether the kernel holds a value for each position of a row over all of its points."""
+    varies = dependence(kernel)
+    reduced = {axis.name for axis in kernel.reduced}
+    return any(
+        isinstance(instr, Accumulate) and bool(varies[instr.arg] & reduced)
+        for instr in kernel.instructions()
+    )

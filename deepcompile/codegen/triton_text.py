@@ -140,7 +140,7 @@ class Writer:
         for monomial, coefficient in index.terms:
             factors = [self._atom(atom) for atom in monomial]
             if coefficient != 1 or not factors:
-                factors.insert(0, str(coefficient) if coefficient >= 0 else f"({coefficient})")
+                factors.insert(0, _integer(coefficient))
             parts.append(" * ".join(factors))
         return (
             parts[0]
@@ -169,6 +169,13 @@ class Writer:
         if extent == UNIFORM and not index_values(index):
             text = self.full(text, self.int_type)
         return f"{buffer} + {text}", extent
+
+
+def _integer(value: int) -> str:
+    """A literal; Triton takes one that fits 32 bits for as wide as what it meets."""
+    if not -(2**31) <= value < 2**31:
+        return f"tl.full([], {value}, tl.int64)"
+    return str(value) if value >= 0 else f"({value})"
 
 
 def _never_negative(index: Index) -> bool:

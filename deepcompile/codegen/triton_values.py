@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.index import Index
 from ..ir.nest import (
     Accumulate,
     Apply,
@@ -15,6 +16,7 @@ from ..ir.nest import (
     Rand,
     Reduce,
     Store,
+    index_values,
 )
 from ..ir.ops import MONOIDS, REGISTER_OF
 from .triton_spelling import COMBINE, TRITON_DTYPE, CannotEmit, convert, literal, spell
@@ -31,15 +33,9 @@ class Values(Writer):
             case Const(dtype=dtype, value=value):
                 self.define(instr, self.full(literal(value), TRITON_DTYPE[dtype]))
             case IndexValue(index=index):
-                text = self.i(index)
-                if self.index_extent(index) == UNIFORM:
-                    self.define(instr, self.full(text, "tl.int64"))
-                else:
-                    self.define(instr, f"({text}).to(tl.int64)")
+                self.define(instr, self.block_of(index))
             case InRange(index=index, low=low, high=high):
-                text = self.i(index)
-                if self.index_extent(index) == UNIFORM:
-                    text = self.full(text, "tl.int64")
+                text = self.block_of(index)
                 inside = f"({text} >= {self.i(low)}) & ({text} < {self.i(high)})"
                 self.define(instr, inside)
             case Load():
@@ -52,14 +48,18 @@ class Values(Writer):
             case Check():
                 self._check(instr)
             case Rand(kind=kind, seed=seed, offset=offset):
-                text = self.i(offset)
-                if self.index_extent(offset) == UNIFORM:
-                    text = self.full(text, "tl.int64")
-                self.define(instr, f"dl.{kind}({self.names[seed]}, ({text}).to(tl.int64))")
+                self.define(instr, f"dl.{kind}({self.names[seed]}, {self.block_of(offset)})")
             case Store():
                 self._store(instr)
             case _:
                 raise AssertionError(f"unplaced {instr}")
+
+    def block_of(self, index: Index) -> str:
+        """An index expression as a block of i64."""
+        text = self.i(index)
+        if self.index_extent(index) == UNIFORM and not index_values(index):
+            return self.full(text, "tl.int64")
+        return f"({text}).to(tl.int64)"
 
     def define(self, instr: Instr, text: str) -> None:
         assert not isinstance(instr, Store)

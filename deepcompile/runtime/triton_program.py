@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
@@ -62,11 +63,12 @@ class TritonRunner:
         self._note = note
         self._refused: set[int] = set()
         self._bound: dict[tuple[int, ...], Bound] = {}
-        self._constants = [
-            (slot.number, slot.constant.detach().to(device))
-            for slot in spec.slots
-            if slot.constant is not None
-        ]
+        with unset_fake_temporarily():
+            self._constants = [
+                (slot.number, slot.constant.detach().to(device))
+                for slot in spec.slots
+                if slot.constant is not None
+            ]
         self._read_by_kernels = frozenset(
             slot for step in spec.steps if isinstance(step, KernelStep) for slot in touched(step)
         )
