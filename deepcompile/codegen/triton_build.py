@@ -61,7 +61,7 @@ def compile_function(
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": function.warps},
+        options={"num_warps": function.warps, "enable_fp_fusion": True},
     )
     registers, spilled = _usage(compiled.asm["cubin"], function.name)
     return DeviceCode(compiled.asm["ptx"], registers, spilled, int(compiled.metadata.shared))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.index import Index, product
 from ..ir.nest import Accumulate, Kernel, Load, Store
@@ -90,6 +90,21 @@ def _pointwise(points: int, accumulates: bool, wide: bool, gpu: Gpu) -> TritonSc
     if accumulates:
         programs = max(1, min(-(-points // x_block), gpu.multiprocessors * 4))
     return TritonSchedule(x_block, 1, True, max(1, min(4, x_block // 128)), programs, wide)
+
+
+def leaner(schedule: TritonSchedule) -> TritonSchedule | None:
+    """A schedule that needs fewer registers, for a kernel that spilled under this one; None: none.
+
+    First rows loop over tiles instead of being held in one; then the tiles get smaller.
+    """
+    width = schedule.r_block
+    if schedule.persistent and width > LOOP_TILE:
+        return replace(schedule, persistent=False, r_block=LOOP_TILE, x_block=1, warps=8)
+    if schedule.x_block * width // schedule.warps >= 128 and schedule.x_block > 1:
+        return replace(schedule, x_block=schedule.x_block // 2)
+    if not schedule.persistent and width > 256:
+        return replace(schedule, r_block=width // 2)
+    return None
 
 
 def power_of_two(value: int) -> int:

@@ -142,11 +142,8 @@ class Writer:
             if coefficient != 1 or not factors:
                 factors.insert(0, _integer(coefficient))
             parts.append(" * ".join(factors))
-        return (
-            parts[0]
-            if len(parts) == 1 and len(index.terms[0][0]) <= 1
-            else f"({' + '.join(parts)})"
-        )
+        text = " + ".join(parts)
+        return text if text.isidentifier() or text.isdigit() else f"({text})"
 
     def _atom(self, atom: str | Divided) -> str:
         if isinstance(atom, Divided):

@@ -16,8 +16,9 @@ from deepcompile.backend import CompiledGraph
 from deepcompile.cache_dir import cache_dir
 from deepcompile.codegen.steps import ExternStep, KernelStep
 from deepcompile.codegen.triton_build import DeviceCode, compile_function
-from deepcompile.codegen.triton_kernel import TritonKernel
+from deepcompile.codegen.triton_kernel import TritonKernel, emit_triton
 from deepcompile.codegen.triton_program import TritonProgram
+from deepcompile.codegen.triton_schedule import leaner
 from deepcompile.cost.gpus import GpuFacts, estimate
 from deepcompile.ir.graph_text import origin_of
 from deepcompile.ir.nest_text import print_kernel
@@ -34,6 +35,19 @@ _ON_GPU = {
     ),
 }
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel under the schedule that was taken, and its functions' code."""
+
+    kernel: TritonKernel
+    functions: tuple[DeviceCode, ...]
+
+    @property
+    def spilled(self) -> int:
+        """Bytes of a thread that did not fit its registers, of the worst function."""
+        return max(function.spilled for function in self.functions)
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ def kernel_facts(
     sizes: Mapping[str, int],
     gpu: GpuFacts,
     progress: Callable[[str], None],
-    made: dict[str, tuple[DeviceCode, ...] | str],
+    made: dict[str, Built | str],
 ) -> Iterator[Kernel]:
     """The kernels of a graph, each distinct source compiled once; `made` keeps those by source."""
     assert compiled.spec is not None
@@ -142,24 +156,35 @@ def kernel_facts(
             error = f"Triton refused {name}: {built}"
             yield Kernel(**facts, error=error, distinct=distinct, files=files)
             continue
-        files["kernel.ptx"] = "\n".join(function.ptx for function in built)
+        files["source.py"] = built.kernel.source
+        files["kernel.ptx"] = "\n".join(function.ptx for function in built.functions)
         yield Kernel(
             **facts,
-            registers=max(function.registers for function in built),
-            spilled=max(function.spilled for function in built),
-            shared=max(function.shared for function in built),
+            registers=max(function.registers for function in built.functions),
+            spilled=built.spilled,
+            shared=max(function.shared for function in built.functions),
             distinct=distinct,
             files=files,
         )
 
 
-def _build(kernel: TritonKernel, gpu: GpuFacts) -> tuple[DeviceCode, ...] | str:
-    module = load_source(kernel.source, cache_dir().parent / "triton")
-    functions = [kernel.main] + ([kernel.finish] if kernel.finish is not None else [])
-    try:
-        return tuple(compile_function(module, f, gpu.capability) for f in functions)
-    except Exception as error:  # whatever Triton raises, the kernel has ATen ops to run as
-        return f"{type(error).__name__}: {error}"
+def _build(kernel: TritonKernel, gpu: GpuFacts) -> Built | str:
+    """Compile a kernel, with leaner schedules as long as it spills."""
+    best: Built | None = None
+    while True:
+        module = load_source(kernel.source, cache_dir().parent / "triton")
+        functions = [kernel.main] + ([kernel.finish] if kernel.finish is not None else [])
+        try:
+            made = tuple(compile_function(module, f, gpu.capability) for f in functions)
+        except Exception as error:  # whatever Triton raises, the kernel has ATen ops to run as
+            return f"{type(error).__name__}: {error}"
+        found = Built(kernel, made)
+        if best is None or found.spilled < best.spilled:
+            best = found
+        schedule = leaner(kernel.schedule)
+        if not found.spilled or schedule is None:
+            return best
+        kernel = emit_triton(kernel.kernel, schedule, kernel.main.name)
 
 
 def extern_facts(compiled: CompiledGraph, graph: GraphModule, gpu: GpuFacts) -> Iterator[Extern]:

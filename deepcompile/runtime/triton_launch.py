@@ -81,4 +81,5 @@ def launch(
 def _call(
     module: ModuleType, function: TritonFunction, programs: int, arguments: list[Any]
 ) -> None:
-    getattr(module, function.name)[(programs,)](*arguments, num_warps=function.warps)
+    launcher = getattr(module, function.name)[(programs,)]
+    launcher(*arguments, num_warps=function.warps, enable_fp_fusion=True)
