@@ -10,8 +10,9 @@ from torch.fx import Node
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
 from .operands import compute_dtype, number, operand, operand_of, read, result
+from .refusals import CannotLower
 from .rules import rule
-from .shapes import CannotLower, args_of, argument, dtype_name
+from .shapes import args_of, argument, dtype_name
 from .views import Position
 
 aten = torch.ops.aten

@@ -11,8 +11,9 @@ from ...ir.index import ONE, ZERO, Index, floordiv, mod
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
 from .operands import number, size_of
+from .refusals import CannotLower
 from .rules import rule
-from .shapes import CannotLower, args_of, argument, settled
+from .shapes import args_of, argument, settled
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten

@@ -12,7 +12,8 @@ from torch.fx import Node
 from ...ir.index import Index
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
-from .shapes import CannotLower, size_index
+from .refusals import CannotLower
+from .shapes import size_index
 from .views import Position, broadcast_position
 
 _NARROW_INTS = ("i16", "i8", "u8")

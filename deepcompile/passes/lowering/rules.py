@@ -18,7 +18,8 @@ from ...ir.ops import BY_ATEN, REGISTER_OF, ScalarOp
 from .builder import Builder
 from .operands import compute_dtype, operand_of, result
 from .reductions import lower_reduction, reduction_of
-from .shapes import CannotLower, args_of, dtype_name
+from .refusals import CannotLower
+from .shapes import args_of, dtype_name
 from .views import Position
 
 Rule = Callable[[Builder, Node, Position], int]
