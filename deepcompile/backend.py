@@ -31,9 +31,10 @@ from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.blame import place_of
-from .ir.graph_text import origin_of, print_graph
+from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
+from .ir.origins import origin_of
 from .options import Options
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager

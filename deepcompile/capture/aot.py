@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 from torch.fx import GraphModule, Interpreter
 
 from deepcompile.capture import torch_private
+from deepcompile.capture.backward_origins import copy_origins_to_backward
 from deepcompile.capture.decompositions import calls_norms_directly, decomposition_table
 from deepcompile.capture.mutated_inputs import keep_values_before_mutation
-from deepcompile.capture.origins import copy_origins_to_backward
 from deepcompile.capture.recompute_hints import prefer_recomputing
 from deepcompile.errors import (
     CompileError,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepcompile.ir import ops as reference
+from deepcompile.ir import references
 
 #: Elements of one site: offsets of different sites never meet below this many.
 SITE_STRIDE = 1 << 40
@@ -46,14 +46,14 @@ def _uniform(
     seed: Tensor, site: int, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Uniform on [0, 1) in steps of 2**-24."""
-    return reference.uniform(seed, offsets(site, size, device)).reshape(size).to(dtype)
+    return references.uniform(seed, offsets(site, size, device)).reshape(size).to(dtype)
 
 
 def _normal(
     seed: Tensor, site: int, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standard normal."""
-    return reference.normal(seed, offsets(site, size, device)).reshape(size).to(dtype)
+    return references.normal(seed, offsets(site, size, device)).reshape(size).to(dtype)
 
 
 def _fake_seed(*, device: torch.device) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.index import Index, product
+from ..ir.monoids import MONOIDS
 from ..ir.nest import Kernel, Stage, Store, operands
-from ..ir.ops import C_SCALAR, C_STORAGE, C_VECTOR, MONOIDS
+from .cpp_dtypes import C_SCALAR, C_STORAGE, C_VECTOR
 from .cpp_loops import Loops
 from .cpp_text import Scope
 from .schedule import expand, plan

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable
 
 from ..ir.index import ONE, Index, product
+from ..ir.monoids import MONOIDS
 from ..ir.nest import Accumulate, InRange, Instr, Reduce, Stage, Store, Valued, operands
-from ..ir.ops import C_SCALAR, C_STORAGE, C_VECTOR, MONOIDS
+from .cpp_dtypes import C_SCALAR, C_STORAGE, C_VECTOR
 from .cpp_reductions import ROWS_BEFORE_FOLDING, Reductions, identity_of, leader_of
 from .schedule import LANES
 

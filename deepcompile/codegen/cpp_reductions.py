@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..ir.index import ZERO, Index
+from ..ir.monoids import MONOIDS
 from ..ir.nest import Accumulate, Reduce, Valued
-from ..ir.ops import C_SCALAR, C_STORAGE, C_VECTOR, MONOIDS
+from .cpp_dtypes import C_SCALAR, C_STORAGE, C_VECTOR
 from .cpp_text import literal
 from .cpp_values import Values
 from .schedule import LANES

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..ir.index import ONE, ZERO, Divided, Index, product
 from ..ir.nest import Accumulate, Kernel, Store, Valued, index_values
-from ..ir.ops import C_SCALAR, C_VECTOR
+from .cpp_dtypes import C_SCALAR, C_VECTOR
 from .schedule import CpuSchedule, dependence
 
 

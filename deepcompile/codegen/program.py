@@ -18,7 +18,8 @@ from ..cost.gemm import GemmChoice, default_gemm_choice
 from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
-from ..passes.lowering.shapes import CannotLower, args_of, argument, size_index
+from ..passes.lowering.refusals import CannotLower
+from ..passes.lowering.shapes import args_of, argument, size_index
 from .gemm import Product, gemm_steps
 from .steps import (
     ExternStep,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch.fx import Node
 
-from .graph_text import origin_of
+from .origins import origin_of
 
 
 class Place(NamedTuple):

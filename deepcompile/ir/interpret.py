@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from . import ops
+from . import references
 from .index import Index
+from .monoids import MONOIDS
 from .nest import (
     Accumulate,
     Apply,
@@ -36,7 +37,7 @@ from .nest import (
     Valued,
 )
 from .nest_text import print_instruction
-from .ops import MONOIDS, OPS
+from .ops import OPS
 from .verify import PARTS
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -133,7 +134,7 @@ class _Run:
                     raise IndexError(f"an index is out of range: {print_instruction(instr)}")
                 return self.values[arg]
             case Rand(kind=kind, seed=seed, offset=offset):
-                draw = ops.uniform if kind == "uniform" else ops.normal
+                draw = references.uniform if kind == "uniform" else references.normal
                 return draw(self.values[seed], self.index(offset))
             case Reduce(kind=kind, part=part, arg=arg):
                 value = self.values[arg].expand(self.parallel + self.reduced)

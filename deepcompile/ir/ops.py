@@ -1,38 +1,31 @@
-"""The table of scalar operations and the table of reduction monoids.
+"""The table of scalar operations.
 
-Both code generators, the interpreter, the numeric tests and the documentation are made from
-these two tables. An operation works on *register* values: what memory holds in a *storage* dtype
-is widened when it is loaded and rounded when it is stored. The C++ spelling of operation ``x`` is
-``dc_x(...)`` for vectors and scalars alike; see ``deepcompile/codegen/prelude.h``.
+Code generators, the interpreter, the numeric tests and the documentation are made from it and from
+the table of `monoids`. An operation works on *register* values: what memory holds in a *storage*
+dtype is widened when it is loaded and rounded when it is stored. The C++ spelling of operation
+``x`` is ``dc_x(...)`` for vectors and scalars alike; see ``deepcompile/codegen/prelude.h``.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from .monoids import MONOIDS
+
 __all__ = [
     "BY_ATEN",
-    "C_CONVERT",
-    "C_SCALAR",
-    "C_STORAGE",
-    "C_VECTOR",
     "MONOIDS",
     "OPERAND_DTYPES",
     "OPS",
     "REGISTER_DTYPES",
     "REGISTER_OF",
     "STORAGE_DTYPES",
-    "Monoid",
     "ScalarOp",
     "markdown_table",
-    "normal",
-    "philox_u32",
-    "uniform",
 ]
 
 Kind = Literal["numeric", "float", "int", "bits", "bool", "any"]
@@ -68,29 +61,6 @@ OPERAND_DTYPES: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The register dtypes an operation with these operands is defined on."""
-
-C_STORAGE: Mapping[str, str] = MappingProxyType(
-    {
-        "f32": "float",
-        "f64": "double",
-        "bf16": "bf16",
-        "f16": "f16",
-        "i64": "i64",
-        "i32": "i32",
-        "i16": "i16",
-        "i8": "i8",
-        "u8": "u8",
-        "b1": "bool8",
-    }
-)
-C_VECTOR: Mapping[str, str] = MappingProxyType(
-    {"f32": "vf32", "f64": "vf64", "i32": "vi32", "i64": "vi64", "b1": "vb"}
-)
-C_SCALAR: Mapping[str, str] = MappingProxyType(
-    {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64", "b1": "bool"}
-)
-C_CONVERT: Mapping[str, str] = MappingProxyType({r: f"dc_to_{r}" for r in REGISTER_DTYPES})
-"""The prelude function that converts any register value to a register dtype."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +225,7 @@ _TABLE = (
         "numeric",
         "",
         None,
-        "deepcompile.ir.ops.trunc_div",
+        "deepcompile.ir.references.trunc_div",
         cost=8,
         discontinuous=True,
     ),
@@ -283,7 +253,7 @@ _TABLE = (
         "numeric",
         triton="tl.fma({0}, {1}, {2})",
         ulp=1.0,
-        reference="deepcompile.ir.ops.fma",
+        reference="deepcompile.ir.references.fma",
     ),
     _unary("neg", "numeric", triton="(-{0})"),
     _unary("abs", "numeric", triton="tl.abs({0})"),
@@ -534,7 +504,7 @@ _TABLE = (
         "int",
         "",
         None,
-        "deepcompile.ir.ops.philox_u32",
+        "deepcompile.ir.references.philox_u32",
         result="int64",
         cost=12,
         discontinuous=True,
@@ -544,7 +514,7 @@ _TABLE = (
         "int",
         "",
         "tl.rand({0}, {1})",
-        "deepcompile.ir.ops.uniform",
+        "deepcompile.ir.references.uniform",
         result="float32",
         cost=13,
         discontinuous=True,
@@ -554,7 +524,7 @@ _TABLE = (
         "int",
         "",
         "tl.randn({0}, {1})",
-        "deepcompile.ir.ops.normal",
+        "deepcompile.ir.references.normal",
         result="float32",
         ulp=None,
         cost=80,
@@ -566,174 +536,6 @@ OPS: Mapping[str, ScalarOp] = MappingProxyType({op.name: op for op in _TABLE})
 BY_ATEN: Mapping[str, ScalarOp] = MappingProxyType(
     {overload: op for op in _TABLE for overload in op.aten}
 )
-
-
-@dataclass(frozen=True)
-class Monoid:
-    """How a reduction is carried and combined.
-
-    Attributes:
-        name: Name of the reduction.
-        arity: Number of values in the state.
-        state: What they are; ``value`` has the register dtype of the reduced expression,
-            ``index`` is ``i64`` and every other one has the dtype of the value.
-        identity: Register dtype of the value to the state that changes nothing.
-        combine: C++ function. With one value, ``s = f(s, t)``; with more, ``f(s..., t...)``
-            updates the first state in place. Works on vectors and scalars.
-        horizontal: C++ function that folds the lanes. With one value, ``s = f(v)``; with more,
-            ``f(v..., &s...)``.
-        splittable: Partial results of any split of the domain may be combined in any order
-            (argmax and argmin keep the smallest index by comparing indices).
-        triton: Spelling of the whole-tile reduction over an axis, or None.
-    """
-
-    name: str
-    arity: int
-    state: tuple[str, ...]
-    identity: Mapping[str, tuple[float | int | bool, ...]]
-    combine: str
-    horizontal: str
-    splittable: bool = True
-    triton: str | None = None
-
-
-_I32_MAX = 2**31 - 1
-_I64_MAX = 2**63 - 1
-_LOWEST: Mapping[str, Any] = {
-    "f32": -math.inf,
-    "f64": -math.inf,
-    "i32": -_I32_MAX - 1,
-    "i64": -_I64_MAX - 1,
-    "b1": False,
-}
-_HIGHEST: Mapping[str, Any] = {
-    "f32": math.inf,
-    "f64": math.inf,
-    "i32": _I32_MAX,
-    "i64": _I64_MAX,
-    "b1": True,
-}
-
-
-def _each(values: Mapping[str, Any], *rest: Any) -> Mapping[str, tuple[Any, ...]]:
-    return MappingProxyType({dtype: (value, *rest) for dtype, value in values.items()})
-
-
-_ZERO: Mapping[str, Any] = {"f32": 0.0, "f64": 0.0, "i32": 0, "i64": 0}
-_ONE: Mapping[str, Any] = {"f32": 1.0, "f64": 1.0, "i32": 1, "i64": 1}
-_FLOAT_ZERO: Mapping[str, Any] = {"f32": 0.0, "f64": 0.0}
-_FLOAT_LOWEST: Mapping[str, Any] = {"f32": -math.inf, "f64": -math.inf}
-_NUMERIC_LOWEST = {k: v for k, v in _LOWEST.items() if k != "b1"}
-_NUMERIC_HIGHEST = {k: v for k, v in _HIGHEST.items() if k != "b1"}
-_VALUE = ("value",)
-_ARG = ("value", "index")
-
-MONOIDS: Mapping[str, Monoid] = MappingProxyType(
-    {
-        monoid.name: monoid
-        for monoid in (
-            Monoid("sum", 1, _VALUE, _each(_ZERO), "dc_add", "dc_hsum", triton="tl.sum"),
-            Monoid("prod", 1, _VALUE, _each(_ONE), "dc_mul", "dc_hprod", triton="tl.reduce"),
-            Monoid("max", 1, _VALUE, _each(_LOWEST), "dc_maximum", "dc_hmax", triton="tl.max"),
-            Monoid("min", 1, _VALUE, _each(_HIGHEST), "dc_minimum", "dc_hmin", triton="tl.min"),
-            Monoid("any", 1, _VALUE, _each({"b1": False}), "dc_bitwise_or", "dc_hany"),
-            Monoid("all", 1, _VALUE, _each({"b1": True}), "dc_bitwise_and", "dc_hall"),
-            Monoid(
-                "argmax",
-                2,
-                _ARG,
-                _each(_NUMERIC_LOWEST, _I64_MAX),
-                "dc_argmax_combine",
-                "dc_hargmax",
-                triton="tl.argmax",
-            ),
-            Monoid(
-                "argmin",
-                2,
-                _ARG,
-                _each(_NUMERIC_HIGHEST, _I64_MAX),
-                "dc_argmin_combine",
-                "dc_hargmin",
-                triton="tl.argmin",
-            ),
-            Monoid(
-                "welford",
-                3,
-                ("mean", "m2", "count"),
-                _each(_FLOAT_ZERO, 0.0, 0.0),
-                "dc_welford_combine",
-                "dc_hwelford",
-                triton="tl.reduce",
-            ),
-            Monoid(
-                "lse",
-                2,
-                ("maximum", "sum"),
-                _each(_FLOAT_LOWEST, 0.0),
-                "dc_lse_combine",
-                "dc_hlse",
-                triton="tl.reduce",
-            ),
-        )
-    }
-)
-
-_LOW32 = 0xFFFFFFFF
-
-
-def philox_u32(seed: Any, offset: Any) -> Any:
-    """Return 32 random bits for each element index, as integers in [0, 2**32).
-
-    Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): the key is
-    the seed, the counter is ``offset // 4`` and the word is ``offset % 4``. ``offset`` is an int
-    or an int64 tensor; products may wrap around at 64 bits.
-    """
-    key0, key1 = seed & _LOW32, (seed >> 32) & _LOW32
-    block = (offset >> 2) & 0x3FFFFFFFFFFFFFFF
-    c0, c1, c2, c3 = block & _LOW32, block >> 32, block * 0, block * 0
-    for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c2 = ((p1 >> 32) & _LOW32) ^ c1 ^ key0, ((p0 >> 32) & _LOW32) ^ c3 ^ key1
-        c1, c3 = p1 & _LOW32, p0 & _LOW32
-        key0, key1 = (key0 + 0x9E3779B9) & _LOW32, (key1 + 0xBB67AE85) & _LOW32
-    # Without comparisons, so that ints and tensors take the same path.
-    high, low = (offset >> 1) & 1, offset & 1
-    even = c0 * (1 - high) + c2 * high
-    odd = c1 * (1 - high) + c3 * high
-    return even * (1 - low) + odd * low
-
-
-def uniform(seed: Any, offset: Any) -> Any:
-    """Return 24-bit uniform numbers in [0, 1): a float, or a float32 tensor."""
-    word = philox_u32(seed, offset) >> 8
-    if isinstance(word, int):
-        return word * 2.0**-24
-    return word.float() * 2.0**-24
-
-
-def normal(seed: Any, offset: Any) -> Any:
-    """Return normal numbers by Box-Muller on the uniforms at ``offset & ~1`` and ``offset | 1``.
-
-    Even offsets take the cosine, odd ones the sine.
-    """
-    first = 1 - uniform(seed, offset & ~1)
-    angle = uniform(seed, offset | 1) * (2 * math.pi)
-    if isinstance(offset, int):
-        radius = math.sqrt(-2 * math.log(first))
-        return radius * (math.sin(angle) if offset & 1 else math.cos(angle))
-    radius = (first.log() * -2).sqrt()
-    odd = offset & 1
-    return radius * (angle.sin() * odd + angle.cos() * (1 - odd))
-
-
-def trunc_div(a: Any, b: Any) -> Any:
-    """Return the quotient rounded towards zero."""
-    return importlib.import_module("torch").div(a, b, rounding_mode="trunc")
-
-
-def fma(a: Any, b: Any, c: Any) -> Any:
-    """Return ``a * b + c``; the product may or may not be rounded."""
-    return a * b + c
 
 
 def markdown_table() -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from math import prod
 
 from .index import Index
+from .monoids import MONOIDS
 from .nest import Accumulate, Apply, Instr, Kernel, Load, Rand, Reduce, Stage, Store, operands
-from .ops import MONOIDS, OPS
+from .ops import OPS
 
 BYTES = {
     "f64": 8,

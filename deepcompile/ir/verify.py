@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from ..errors import DeepCompileError, unknown_name
 from .index import Index
+from .monoids import MONOIDS
 from .nest import (
     Accumulate,
     Apply,
@@ -29,7 +30,7 @@ from .nest import (
     operands,
 )
 from .nest_text import print_instruction
-from .ops import MONOIDS, OPERAND_DTYPES, OPS, REGISTER_DTYPES, REGISTER_OF
+from .ops import OPERAND_DTYPES, OPS, REGISTER_DTYPES, REGISTER_OF
 
 INDEX_DTYPE = "i64"
 NEIGHBOURS = 3

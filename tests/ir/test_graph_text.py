@@ -15,7 +15,8 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepcompile.errors import IRSyntaxError
-from deepcompile.ir.graph_text import UnboundKernel, parse_graph, print_graph
+from deepcompile.ir.graph_parser import UnboundKernel, parse_graph
+from deepcompile.ir.graph_printer import print_graph
 
 
 class Block(nn.Module):

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import deepcompile.codegen
-from deepcompile.ir.ops import C_STORAGE, OPERAND_DTYPES, OPS, ScalarOp, philox_u32, uniform
+from deepcompile.codegen.cpp_dtypes import C_STORAGE
+from deepcompile.ir.ops import OPERAND_DTYPES, OPS, ScalarOp
+from deepcompile.ir.references import philox_u32, uniform
 
 PRELUDE = Path(deepcompile.codegen.__file__).with_name("prelude.h")
 FLAGS = [

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from deepcompile.ir.graph_text import parse_graph, print_graph
+from deepcompile.ir.graph_parser import parse_graph
+from deepcompile.ir.graph_printer import print_graph
 from deepcompile.options import Options
 from deepcompile.passes.canonicalise import Canonicalise
 

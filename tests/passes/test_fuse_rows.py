@@ -10,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from deepcompile.ir.graph_text import parse_graph, print_graph
+from deepcompile.ir.graph_parser import parse_graph
+from deepcompile.ir.graph_printer import print_graph
 from deepcompile.ir.kernel_op import KernelOp
 from deepcompile.ir.nest_text import print_kernel
 from deepcompile.ir.verify import verify_kernel

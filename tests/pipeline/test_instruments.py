@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepcompile.inspect.reader import read_run
-from deepcompile.ir.graph_text import parse_graph, print_graph
+from deepcompile.ir.graph_parser import parse_graph
+from deepcompile.ir.graph_printer import print_graph
 from deepcompile.options import Options
 from deepcompile.pipeline.context import Counters
 from deepcompile.pipeline.execute import (

@@ -280,7 +280,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         "target",
         [
-            "deepcompile.passes.lowering.rules._mul",
+            "deepcompile.passes.lowering.arithmetic._mul",
             "deepcompile.passes.lowering.builder.Builder.apply",
             "deepcompile.passes.fuse_rows.rewrite._merge_all",
             "deepcompile.codegen.cpp_program.emit_kernel",
@@ -295,7 +295,7 @@ class TestFailures:
         def broken(*args: Any, **kwargs: Any) -> Any:
             raise ZeroDivisionError("made to fail")
 
-        if target.endswith("rules._mul"):
+        if target.endswith("arithmetic._mul"):
             from deepcompile.passes.lowering.rules import RULES
 
             monkeypatch.setitem(RULES, torch.ops.aten.mul.Tensor, broken)

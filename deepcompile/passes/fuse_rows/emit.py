@@ -12,10 +12,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from ...ir.graph_text import origin_of
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
-from ..lowering.builder import CannotFuse
+from ...ir.origins import origin_of
+from ..lowering.refusals import CannotFuse
 from ..lowering.shapes import args_of, size_index
 from ..lowering.views import is_view
 from .build import Built, build_kernel

@@ -10,12 +10,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...pipeline.protocol import PassContext, PassResult
-from ..lowering import activations, indexing, rules  # noqa: F401  (registers the rules)
-from ..lowering.builder import CannotFuse
+from ..lowering.philox import register_philox
 from ..lowering.probe import probe
 from ..lowering.reductions import is_tuple_reduction, reduction_of
-from ..lowering.rules import is_scalar_rule, register_philox
-from ..lowering.shapes import CannotLower, args_of
+from ..lowering.refusals import CannotFuse, CannotLower
+from ..lowering.rules import is_scalar_rule
+from ..lowering.shapes import args_of
 from ..lowering.views import Position, is_split, is_view
 from .build import build_kernel
 from .emit import emit_graph

@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
-from .rules import number, operand, rule
+from .operands import number, operand
+from .rules import rule
 from .shapes import args_of, argument
 from .views import Position
 

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.index import ONE, ZERO, Index, mod
+from ...ir.index import ONE, ZERO, Index, floordiv, mod
 from ...ir.ops import REGISTER_OF
 from .builder import Builder
-from .rules import number, rule, size_of
-from .shapes import CannotLower, args_of, argument, settled
+from .operands import number, size_of
+from .refusals import CannotLower
+from .rules import rule
+from .shapes import args_of, argument, settled
 from .views import Position, broadcast_position
 
 aten = torch.ops.aten
@@ -89,6 +91,22 @@ def _pad(b: Builder, node: Node, position: Position) -> int:
     return _choose(b, keep, lambda: b.value(source, tuple(at)), lambda: number(b, fill, register))
 
 
+_FAR = Index.of(1 << 40)
+
+
+@rule(aten.tril.default, aten.triu.default)
+def _triangle(b: Builder, node: Node, position: Position) -> int:
+    diagonal = size_of(argument(node, 1, "diagonal", 0))
+    across = position[-1] - position[-2]
+    if node.target is aten.tril.default:
+        keep = b.in_range(across, -_FAR, diagonal + 1)
+    else:
+        keep = b.in_range(across, diagonal, _FAR)
+    value = b.value(args_of(node)[0], position)
+    zero = b.const(0, b.dtype(value))
+    return b.apply("where", keep, value, zero, dtype=b.dtype(value))
+
+
 @rule(aten.slice_scatter.default)
 def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
     base, source = args_of(node)[:2]
@@ -105,8 +123,6 @@ def _slice_scatter(b: Builder, node: Node, position: Position) -> int:
         phase = b.index(mod(offset, Index.of(step), b.extents))
         on = b.apply("eq", phase, b.const(0, "i64"), dtype="b1")
         keep = b.apply("logical_and", keep, on)
-        from ...ir.index import floordiv
-
         at = floordiv(offset, Index.of(step), b.extents)
     register = REGISTER_OF[b.facts[node].dtype]
     return _choose(

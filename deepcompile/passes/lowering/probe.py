@@ -48,7 +48,7 @@ class Probe(Builder):
             node = view_source(node)
         self.reads.append((node, position))
         number = len(self.reads)
-        return self._emit(
+        return self.code.emit(
             lambda id: Load(id, REGISTER_OF[dtype], f"{node.name}.{number}", Index.of(0)), ()
         )
 
@@ -58,14 +58,14 @@ class Probe(Builder):
         """Stand in for the result of a reduction."""
         if not covered:
             return super().reduce(kind, part, value, register, covered)
-        return self._emit(
+        return self.code.emit(
             lambda id: Load(id, register, f"reduce.{kind}.{part}.{value}", Index.of(0)), (value,)
         )
 
     def cost(self) -> float:
         """The work of what was asked for."""
         total = 0.0
-        for instr in self._defs:
+        for instr in self.code.values:
             if isinstance(instr, Apply):
                 total += OPS[instr.op].cost
             elif isinstance(instr, Rand):

@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from ...ir.index import ONE, ZERO, Index, contiguous_strides, product
 from ...ir.ops import REGISTER_OF
-from .builder import Builder, CannotFuse
-from .shapes import CannotLower, Facts, args_of, dtype_name, size_index
+from .builder import Builder
+from .refusals import CannotFuse, CannotLower
+from .shapes import Facts, args_of, dtype_name, size_index
 from .views import Position
 
 aten = torch.ops.aten

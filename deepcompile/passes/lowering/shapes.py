@@ -10,11 +10,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.index import ONE, SIGNED, ZERO, Index, floordiv, mod, product
-
-
-class CannotLower(Exception):
-    """This node has no meaning in kernel IR; the message is the reason shown to the user."""
-
+from .refusals import CannotLower
 
 DTYPES: dict[torch.dtype, str] = {
     torch.float32: "f32",

@@ -1,51 +1,19 @@
-"""Our own text for ATen graphs: one op a line, and back again.
-
-    graph {
-      symbols s0 = 5 in [2, int_oo]
-      %n : sym(s0) = placeholder
-      %x : f32[s0, 4] = placeholder
-      %w : f32[4, 4]{1, 4} = placeholder
-      %mm : f32[s0, 4] = aten.mm.default(%x, %w)  # model.py:12
-      %k : f32[s0, 4] = kernel @row_0(%mm, %n)  # model.py:13
-      return (%k, none)
-    }
-
-Types are those of `meta["val"]` (see `graph_types`); nodes without it have none. Constants that the
-graph holds come first (`constant @c : f32[2] = [1.0, 2.0]`), so do graphs inside it (`graph @body
-{`). A trailing comment is the line of the user's program. A call of an object with a `nest` prints
-as `kernel @name`; `parse_graph` takes such objects by name.
-"""
+"""Graphs from their text; see `graph_printer` for what it looks like."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import operator
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from deepcompile.errors import IRSyntaxError
-from deepcompile.ir.graph_types import (
-    SYMBOLIC,
-    SymbolTable,
-    expression,
-    print_type,
-    symbols_in,
-)
-
-MAX_CONSTANT = 64
-"""Constants of more elements print as `...` and must be given to the parser."""
-
-_PLAIN_MODULES = {"_operator": "operator", "math": "math", "torch": "torch"}
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+from deepcompile.ir.function_names import function_named
+from deepcompile.ir.graph_types import SymbolTable
 
 
 class UnboundKernel:
@@ -59,156 +27,6 @@ class UnboundKernel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"kernel @{self.name} was not given to parse_graph, so it cannot run")
-
-
-# ---------------------------------------------------------------------------------- printing
-
-
-def print_graph(graph: GraphModule, *, origins: bool = True, name: str = "") -> str:
-    """The text of `graph`; `origins=False` leaves out the trailing `# file:line`."""
-    return "\n".join(_graph_lines(graph, origins, name)) + "\n"
-
-
-def _graph_lines(graph: GraphModule, origins: bool, name: str) -> list[str]:
-    lines = [f"graph @{name} {{" if name else "graph {"]
-    values = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta]
-    for symbol, (hint, bounds) in symbols_in(values).items():
-        where = f" in [{bounds}]" if bounds else ""
-        lines.append(f"  symbols {symbol} = {'?' if hint is None else hint}{where}")
-    for attribute in dict.fromkeys(
-        str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")
-    ):
-        lines += ["  " + line for line in _attribute_lines(graph, attribute, origins)]
-    lines += ["  " + _node_line(node, origins) for node in graph.graph.nodes]
-    return [*lines, "}"]
-
-
-def _attribute_lines(graph: GraphModule, target: str, origins: bool) -> list[str]:
-    value: Any = operator.attrgetter(target)(graph)
-    if isinstance(value, GraphModule):
-        return _graph_lines(value, origins, target)
-    if not isinstance(value, torch.Tensor):
-        return [f"constant @{target} : opaque = ..."]
-    fake = isinstance(value, torch._subclasses.FakeTensor) or value.is_meta
-    data = "..."
-    if not fake and value.layout == torch.strided and value.numel() <= MAX_CONSTANT:
-        data = print_argument(value.detach().tolist())
-    return [f"constant @{target} : {print_type(value)} = {data}"]
-
-
-def _node_line(node: Node, origins: bool) -> str:
-    if node.op == "output":
-        return f"return {print_argument(node.args[0])}"
-    type_text = f" : {print_type(node.meta['val'])}" if "val" in node.meta else ""
-    line = f"%{node.name}{type_text} = {_call(node)}"
-    origin = origin_of(node) if origins else None
-    return f"{line}  # {origin}" if origin else line
-
-
-def _call(node: Node) -> str:
-    arguments = [print_argument(a) for a in node.args]
-    arguments += [f"{key}={print_argument(a)}" for key, a in node.kwargs.items()]
-    inside = ", ".join(arguments)
-    if node.op == "placeholder":
-        target = "" if node.target == node.name else f" @{node.target}"
-        return f"placeholder{target}" + (f"({inside})" if inside else "")
-    if node.op == "get_attr":
-        return f"get_attr @{node.target}"
-    if node.op in ("call_module", "call_method"):
-        return f"{node.op} @{node.target}({inside})"
-    if hasattr(node.target, "nest"):
-        return f"kernel @{kernel_name(node.target)}({inside})"
-    return f"{_function_name(node.target)}({inside})"
-
-
-def kernel_name(kernel: Any) -> str:
-    """The name under which a kernel object prints."""
-    return str(getattr(kernel, "name", None) or kernel.__name__)
-
-
-@functools.cache
-def _function_name(target: Any) -> str:
-    if target is operator.getitem:
-        return "getitem"
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(target)
-    module = _PLAIN_MODULES.get(getattr(target, "__module__", ""))
-    name = getattr(target, "__name__", "")
-    if module is not None and getattr(_module(module), name, None) is target:
-        return f"{module}.{name}"
-    return f"python.{getattr(target, '__module__', '?')}.{name or type(target).__name__}"
-
-
-def _module(name: str) -> Any:
-    return {"operator": operator, "math": math, "torch": torch}[name]
-
-
-def print_argument(value: Any) -> str:
-    """One argument as text."""
-    if isinstance(value, Node):
-        return f"%{value.name}"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(map(print_argument, value)) + "]"
-    if isinstance(value, tuple):
-        inner = ", ".join(map(print_argument, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if isinstance(value, dict):
-        pairs = (f"{json.dumps(str(k))}: {print_argument(v)}" for k, v in value.items())
-        return "{" + ", ".join(pairs) + "}"
-    if isinstance(value, slice):
-        return f"slice({', '.join(map(print_argument, (value.start, value.stop, value.step)))})"
-    if isinstance(value, complex):
-        return f"complex({value.real!r}, {value.imag!r})"
-    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-        return str(value)
-    if isinstance(value, torch.device):
-        return f'device("{value}")'
-    if isinstance(value, SYMBOLIC):
-        return f"sym({expression(value)})"
-    if value is Ellipsis:
-        return "..."
-    if isinstance(value, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
-        return f"op({_function_name(value)})"
-    return f"opaque({json.dumps(type(value).__name__)})"
-
-
-def origin_of(node: Node) -> str | None:
-    """`file:line` of the user's program that `node` came from; None when it is not known.
-
-    The innermost frame outside torch and this package; relative to the working directory below it.
-    """
-    known = node.meta.get("origin")
-    if isinstance(known, str):
-        return known
-    trace = node.meta.get("stack_trace")
-    return _origin_in(trace) if trace else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _origin_in(trace: str) -> str | None:
-    frames = _FRAME.findall(trace)
-    for path, line in reversed(frames):
-        if not path.startswith((_OWN, _TORCH, "<")):
-            return f"{_shown(path)}:{line}"
-    return f"{_shown(frames[-1][0])}:{frames[-1][1]}" if frames else None
-
-
-def _shown(path: str) -> str:
-    here = os.getcwd() + os.sep
-    return path.removeprefix(here)
-
-
-# ----------------------------------------------------------------------------------- parsing
 
 
 def parse_graph(
@@ -420,7 +238,7 @@ class _Parser:
                 target = self.kernels.setdefault(target, UnboundKernel(target))
                 word = "call_function"
             return graph.create_node(word, target, args, kwargs, name=name)
-        function = _function(word)
+        function = function_named(word)
         args, kwargs = self.arguments(scanner, required=True)
         return graph.create_node("call_function", function, args, kwargs, name=name)
 
@@ -544,7 +362,7 @@ class _Parser:
             real, imaginary = inside.split(",")
             return complex(float(real), float(imaginary))
         if word == "op":
-            return _function(inside)
+            return function_named(inside)
         if word == "opaque":
             raise ValueError(f"a value of type {inside} has no text and cannot be rebuilt")
         raise ValueError(f"unknown argument {word!r}")
@@ -555,29 +373,3 @@ _OPAQUE = object()
 
 def _to_number(text: str) -> int | float:
     return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
-
-
-@functools.cache
-def _function(name: str) -> Callable[..., Any]:
-    """The op that prints as `name`. Raises ValueError when there is none."""
-    if name == "getitem":
-        return operator.getitem
-    first, *rest = name.split(".")
-    if first in ("operator", "math", "torch") and len(rest) == 1:
-        found: Any = getattr(_module(first), rest[0], None)
-    elif first == "python":
-        raise ValueError(f"the Python function {'.'.join(rest)} cannot be rebuilt from text")
-    else:
-        found = _dig(torch.ops, [first, *rest])
-    if not callable(found):
-        raise ValueError(f"unknown op {name!r}")
-    return found  # type: ignore[no-any-return]
-
-
-def _dig(root: Any, path: Iterable[str]) -> Any:
-    for part in path:
-        try:
-            root = getattr(root, part)
-        except (AttributeError, RuntimeError):
-            return None
-    return root

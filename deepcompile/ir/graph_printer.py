@@ -1,0 +1,132 @@
+"""Our own text for ATen graphs: one op a line. `graph_parser` reads it back.
+
+    graph {
+      symbols s0 = 5 in [2, int_oo]
+      %n : sym(s0) = placeholder
+      %x : f32[s0, 4] = placeholder
+      %w : f32[4, 4]{1, 4} = placeholder
+      %mm : f32[s0, 4] = aten.mm.default(%x, %w)  # model.py:12
+      %k : f32[s0, 4] = kernel @row_0(%mm, %n)  # model.py:13
+      return (%k, none)
+    }
+
+Types are those of `meta["val"]` (see `graph_types`); nodes without it have none. Constants that the
+graph holds come first (`constant @c : f32[2] = [1.0, 2.0]`), so do graphs inside it (`graph @body
+{`). A trailing comment is the line of the user's program. A call of an object with a `nest` prints
+as `kernel @name`.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from deepcompile.ir.function_names import function_name
+from deepcompile.ir.graph_types import SYMBOLIC, expression, print_type, symbols_in
+from deepcompile.ir.origins import origin_of
+
+MAX_CONSTANT = 64
+"""Constants of more elements print as `...` and must be given to the parser."""
+
+
+def print_graph(graph: GraphModule, *, origins: bool = True, name: str = "") -> str:
+    """The text of `graph`; `origins=False` leaves out the trailing `# file:line`."""
+    return "\n".join(_graph_lines(graph, origins, name)) + "\n"
+
+
+def _graph_lines(graph: GraphModule, origins: bool, name: str) -> list[str]:
+    lines = [f"graph @{name} {{" if name else "graph {"]
+    values = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta]
+    for symbol, (hint, bounds) in symbols_in(values).items():
+        where = f" in [{bounds}]" if bounds else ""
+        lines.append(f"  symbols {symbol} = {'?' if hint is None else hint}{where}")
+    for attribute in dict.fromkeys(
+        str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")
+    ):
+        lines += ["  " + line for line in _attribute_lines(graph, attribute, origins)]
+    lines += ["  " + _node_line(node, origins) for node in graph.graph.nodes]
+    return [*lines, "}"]
+
+
+def _attribute_lines(graph: GraphModule, target: str, origins: bool) -> list[str]:
+    value: Any = operator.attrgetter(target)(graph)
+    if isinstance(value, GraphModule):
+        return _graph_lines(value, origins, target)
+    if not isinstance(value, torch.Tensor):
+        return [f"constant @{target} : opaque = ..."]
+    fake = isinstance(value, torch._subclasses.FakeTensor) or value.is_meta
+    data = "..."
+    if not fake and value.layout == torch.strided and value.numel() <= MAX_CONSTANT:
+        data = print_argument(value.detach().tolist())
+    return [f"constant @{target} : {print_type(value)} = {data}"]
+
+
+def _node_line(node: Node, origins: bool) -> str:
+    if node.op == "output":
+        return f"return {print_argument(node.args[0])}"
+    type_text = f" : {print_type(node.meta['val'])}" if "val" in node.meta else ""
+    line = f"%{node.name}{type_text} = {_call(node)}"
+    origin = origin_of(node) if origins else None
+    return f"{line}  # {origin}" if origin else line
+
+
+def _call(node: Node) -> str:
+    arguments = [print_argument(a) for a in node.args]
+    arguments += [f"{key}={print_argument(a)}" for key, a in node.kwargs.items()]
+    inside = ", ".join(arguments)
+    if node.op == "placeholder":
+        target = "" if node.target == node.name else f" @{node.target}"
+        return f"placeholder{target}" + (f"({inside})" if inside else "")
+    if node.op == "get_attr":
+        return f"get_attr @{node.target}"
+    if node.op in ("call_module", "call_method"):
+        return f"{node.op} @{node.target}({inside})"
+    if hasattr(node.target, "nest"):
+        return f"kernel @{kernel_name(node.target)}({inside})"
+    return f"{function_name(node.target)}({inside})"
+
+
+def kernel_name(kernel: Any) -> str:
+    """The name under which a kernel object prints."""
+    return str(getattr(kernel, "name", None) or kernel.__name__)
+
+
+def print_argument(value: Any) -> str:
+    """One argument as text."""
+    if isinstance(value, Node):
+        return f"%{value.name}"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(print_argument, value)) + "]"
+    if isinstance(value, tuple):
+        inner = ", ".join(map(print_argument, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(str(k))}: {print_argument(v)}" for k, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, slice):
+        return f"slice({', '.join(map(print_argument, (value.start, value.stop, value.step)))})"
+    if isinstance(value, complex):
+        return f"complex({value.real!r}, {value.imag!r})"
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return str(value)
+    if isinstance(value, torch.device):
+        return f'device("{value}")'
+    if isinstance(value, SYMBOLIC):
+        return f"sym({expression(value)})"
+    if value is Ellipsis:
+        return "..."
+    if isinstance(value, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
+        return f"op({function_name(value)})"
+    return f"opaque({json.dumps(type(value).__name__)})"
