@@ -20,8 +20,8 @@ from deepcompile.codegen.triton_kernel import TritonKernel, emit_triton
 from deepcompile.codegen.triton_program import TritonProgram
 from deepcompile.codegen.triton_schedule import leaner
 from deepcompile.cost.gpus import GpuFacts, estimate
-from deepcompile.ir.graph_text import origin_of
 from deepcompile.ir.nest_text import print_kernel
+from deepcompile.ir.origins import origin_of
 from deepcompile.ir.traffic import traffic
 from deepcompile.runtime.triton_launch import load_source
 
