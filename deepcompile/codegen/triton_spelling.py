@@ -53,66 +53,6 @@ class CannotEmit(DeepCompileError):
     """A kernel that has no Triton form; it runs as its ATen ops."""
 
 
-def _libdevice(*names: str) -> dict[str, dict[str, str]]:
-    return {name: {"float": f"libdevice.{name}({{0}})"} for name in names}
-
-
-_SAME = {"i32": "{0}", "i64": "{0}"}
-
-# By op: spelling by register dtype, else by "float" or "int", else the spelling of the op table.
-_SPELLING: Mapping[str, Mapping[str, str]] = {
-    "div": {"f32": "tl.div_rn({0}, {1})", "f64": "({0} / {1})"},
-    "recip": {"f32": "tl.div_rn(1.0, {0})", "f64": "(1.0 / {0})"},
-    "floordiv": {
-        "int": "dl.floordiv_int({0}, {1})",
-        "f32": "dl.floordiv({0}, {1}, tl.div_rn({0}, {1}))",
-        "f64": "dl.floordiv({0}, {1}, ({0} / {1}))",
-    },
-    "trunc_div": {
-        "int": "({0} // {1})",
-        "f32": "libdevice.trunc(tl.div_rn({0}, {1}))",
-        "f64": "libdevice.trunc({0} / {1})",
-    },
-    "remainder": {"int": "dl.remainder_int({0}, {1})", "float": "dl.remainder({0}, {1})"},
-    "fmod": {"int": "({0} % {1})", "float": "libdevice.fmod({0}, {1})"},
-    "sign": {"int": "dl.sign({0})", "float": "dl.sign({0})"},
-    "relu": {"float": "dl.maximum({0}, 0.0)", "int": "tl.maximum({0}, 0)"},
-    "maximum": {
-        "float": "dl.maximum({0}, {1})",
-        "int": "tl.maximum({0}, {1})",
-        "b1": "({0} | {1})",
-    },
-    "minimum": {
-        "float": "dl.minimum({0}, {1})",
-        "int": "tl.minimum({0}, {1})",
-        "b1": "({0} & {1})",
-    },
-    "isinf": {"int": "({0} != {0})"},
-    "isposinf": {"int": "({0} != {0})"},
-    "isneginf": {"int": "({0} != {0})"},
-    "isfinite": {"int": "({0} == {0})"},
-    "signbit": {"int": "({0} < 0)", "float": "(libdevice.signbit({0}) != 0)"},
-    "floor": {"float": "libdevice.floor({0})", **_SAME},
-    "ceil": {"float": "libdevice.ceil({0})", **_SAME},
-    "trunc": {"float": "libdevice.trunc({0})", **_SAME},
-    "round": {"float": "libdevice.nearbyint({0})", **_SAME},
-    "frac": {"float": "({0} - libdevice.trunc({0}))", "int": "({0} - {0})"},
-    **_libdevice("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "erf", "sin", "cos"),
-    "sqrt": {"f32": "tl.sqrt_rn({0})", "f64": "libdevice.sqrt({0})"},
-    "sigmoid": {"float": "dl.sigmoid({0})"},
-    "pow": {"float": "libdevice.pow({0}, {1})", "int": "dl.power_int({0}, {1})"},
-    "xlogy": {"float": "dl.xlogy({0}, {1})"},
-    "xlog1py": {"float": "dl.xlog1py({0}, {1})"},
-    "sinc": {"float": "dl.sinc({0})"},
-    "entr": {"float": "dl.entr({0})"},
-    "logaddexp": {"float": "dl.logaddexp({0}, {1})"},
-    "heaviside": {"float": "dl.heaviside({0}, {1})", "int": "dl.heaviside({0}, {1})"},
-    "fma": {"float": "tl.fma({0}, {1}, {2})", "int": "({0} * {1} + {2})"},
-    "philox_u32": {"int": "dl.philox_u32({0}, {1}).to(tl.int64)"},
-    "uniform": {"int": "dl.uniform({0}, {1})"},
-    "normal": {"int": "dl.normal({0}, {1})"},
-}
-
 _KIND = {"f32": "float", "f64": "float", "i32": "int", "i64": "int", "b1": "b1"}
 
 
@@ -122,8 +62,11 @@ def spell(op: str, dtype: str) -> str:
     Raises:
         CannotEmit: when there is none.
     """
-    own = _SPELLING.get(op, {})
-    text = own.get(dtype) or own.get(_KIND[dtype]) or OPS[op].triton
+    spelling = OPS[op].triton
+    if spelling is None or isinstance(spelling, str):
+        text = spelling
+    else:
+        text = spelling.get(dtype) or spelling.get(_KIND[dtype])
     if text is None:
         raise CannotEmit(f"{op} on {dtype} has no Triton spelling")
     return text

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from .monoids import MONOIDS
+from .triton_spellings import TRITON, Spelling
 
 __all__ = [
     "BY_ATEN",
@@ -77,7 +78,7 @@ class ScalarOp:
         int_to_float: ATen computes integer operands in floating point.
         discontinuous: A small change of an operand may change the result by much, so operands
             must first be rounded to their logical dtype.
-        triton: Format string of the Triton spelling; None where there is none.
+        triton: The Triton spelling (see `triton_spellings`); None where there is none.
         ulp: Largest error of the f32 C++ implementation in units in the last place, over the
             inputs of the numeric tests; 0 is exact, None is whatever libm gives.
         cost: Cost per element relative to an addition.
@@ -91,7 +92,7 @@ class ScalarOp:
     aten: tuple[str, ...] = ()
     int_to_float: bool = False
     discontinuous: bool = False
-    triton: str | None = None
+    triton: Spelling | None = None
     ulp: float | None = 0.0
     cost: float = 1.0
     reference: str = field(default="")
@@ -107,7 +108,6 @@ def _unary(
     operands: Kind = "float",
     *,
     aten: str | None = None,
-    triton: str | None = None,
     reference: str | None = None,
     ulp: float | None = 0.0,
     cost: float = 1.0,
@@ -123,7 +123,6 @@ def _unary(
         tuple(f"aten.{n}" if "." in n else f"aten.{n}.default" for n in names),
         int_to_float=operands == "float" and result == "same",
         discontinuous=discontinuous,
-        triton=triton,
         ulp=ulp,
         cost=cost,
         reference=reference or f"torch.{name}",
@@ -134,7 +133,6 @@ def _binary(
     name: str,
     operands: Kind,
     aten: str,
-    triton: str | None,
     reference: str,
     *,
     ulp: float | None = 0.0,
@@ -151,61 +149,50 @@ def _binary(
         tuple(f"aten.{n}" for n in aten.split()),
         int_to_float=int_to_float,
         discontinuous=discontinuous,
-        triton=triton,
         ulp=ulp,
         cost=cost,
         reference=reference,
     )
 
 
-def _compare(name: str, symbol: str) -> ScalarOp:
+def _compare(name: str) -> ScalarOp:
     return _binary(
         name,
         "any",
         f"{name}.Tensor {name}.Scalar",
-        f"({{0}} {symbol} {{1}})",
         f"torch.{name}",
         result="bool",
         discontinuous=True,
     )
 
 
-def _bitwise(name: str, symbol: str) -> ScalarOp:
+def _bitwise(name: str) -> ScalarOp:
     return _binary(
         name,
         "bits",
         f"{name}.Tensor {name}.Scalar {name}.Scalar_Tensor",
-        f"({{0}} {symbol} {{1}})",
         f"torch.{name}",
     )
 
 
-def _shift(name: str, aten: str, symbol: str) -> ScalarOp:
+def _shift(name: str, aten: str) -> ScalarOp:
     return _binary(
         name,
         "int",
         f"{aten}.Tensor {aten}.Tensor_Scalar {aten}.Scalar_Tensor",
-        f"({{0}} {symbol} {{1}})",
         f"torch.{aten}",
     )
 
 
-def _libdevice(name: str, arity: int = 1) -> str:
-    return f"libdevice.{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
-
-
-_NAN = "propagate_nan=tl.PropagateNan.ALL"
-
 _TABLE = (
     # Arithmetic. aten.add, sub and rsub carry alpha and are composed elsewhere.
-    _binary("add", "numeric", "", "({0} + {1})", "torch.add"),
-    _binary("sub", "numeric", "", "({0} - {1})", "torch.sub"),
-    _binary("mul", "numeric", "mul.Tensor mul.Scalar", "({0} * {1})", "torch.mul"),
+    _binary("add", "numeric", "", "torch.add"),
+    _binary("sub", "numeric", "", "torch.sub"),
+    _binary("mul", "numeric", "mul.Tensor mul.Scalar", "torch.mul"),
     _binary(
         "div",
         "float",
         "div.Tensor div.Scalar true_divide.Tensor true_divide.Scalar",
-        "({0} / {1})",
         "torch.div",
         cost=4,
         int_to_float=True,
@@ -215,7 +202,6 @@ _TABLE = (
         "floordiv",
         "numeric",
         "floor_divide.default floor_divide.Scalar",
-        None,
         "torch.floor_divide",
         cost=12,
         discontinuous=True,
@@ -224,7 +210,6 @@ _TABLE = (
         "trunc_div",
         "numeric",
         "",
-        None,
         "deepcompile.ir.references.trunc_div",
         cost=8,
         discontinuous=True,
@@ -233,7 +218,6 @@ _TABLE = (
         "remainder",
         "numeric",
         "remainder.Tensor remainder.Scalar remainder.Scalar_Tensor",
-        None,
         "torch.remainder",
         cost=12,
         discontinuous=True,
@@ -242,7 +226,6 @@ _TABLE = (
         "fmod",
         "numeric",
         "fmod.Tensor fmod.Scalar",
-        _libdevice("fmod", 2),
         "torch.fmod",
         cost=10,
         discontinuous=True,
@@ -251,17 +234,15 @@ _TABLE = (
         "fma",
         3,
         "numeric",
-        triton="tl.fma({0}, {1}, {2})",
         ulp=1.0,
         reference="deepcompile.ir.references.fma",
     ),
-    _unary("neg", "numeric", triton="(-{0})"),
-    _unary("abs", "numeric", triton="tl.abs({0})"),
-    _unary("square", "numeric", triton="({0} * {0})", ulp=0.5),
+    _unary("neg", "numeric"),
+    _unary("abs", "numeric"),
+    _unary("square", "numeric", ulp=0.5),
     _unary(
         "recip",
         aten="reciprocal",
-        triton="(1.0 / {0})",
         reference="torch.reciprocal",
         ulp=0.5,
         cost=4,
@@ -271,25 +252,22 @@ _TABLE = (
         "numeric",
         aten="sign sgn",
         discontinuous=True,
-        triton="(({0} > 0).to({0}.dtype) - ({0} < 0).to({0}.dtype))",
     ),
-    _unary("relu", "numeric", triton=f"tl.maximum({{0}}, 0, {_NAN})", reference="torch.relu"),
+    _unary("relu", "numeric", reference="torch.relu"),
     _binary(
         "maximum",
         "any",
         "maximum.default max.other clamp_min.default clamp_min.Tensor",
-        f"tl.maximum({{0}}, {{1}}, {_NAN})",
         "torch.maximum",
     ),
     _binary(
         "minimum",
         "any",
         "minimum.default min.other clamp_max.default clamp_max.Tensor",
-        f"tl.minimum({{0}}, {{1}}, {_NAN})",
         "torch.minimum",
     ),
-    _binary("fmax", "numeric", "fmax.default", "tl.maximum({0}, {1})", "torch.fmax"),
-    _binary("fmin", "numeric", "fmin.default", "tl.minimum({0}, {1})", "torch.fmin"),
+    _binary("fmax", "numeric", "fmax.default", "torch.fmax"),
+    _binary("fmin", "numeric", "fmin.default", "torch.fmin"),
     ScalarOp(
         "where",
         3,
@@ -300,21 +278,19 @@ _TABLE = (
             "aten.where.ScalarOther",
             "aten.where.Scalar",
         ),
-        triton="tl.where({0}, {1}, {2})",
         reference="torch.where",
     ),
     # Comparisons, logic and bit patterns.
-    _compare("eq", "=="),
-    _compare("ne", "!="),
-    _compare("lt", "<"),
-    _compare("le", "<="),
-    _compare("gt", ">"),
-    _compare("ge", ">="),
+    _compare("eq"),
+    _compare("ne"),
+    _compare("lt"),
+    _compare("le"),
+    _compare("gt"),
+    _compare("ge"),
     _binary(
         "logical_and",
         "any",
         "logical_and.default",
-        "(({0} != 0) & ({1} != 0))",
         "torch.logical_and",
         result="bool",
         discontinuous=True,
@@ -323,7 +299,6 @@ _TABLE = (
         "logical_or",
         "any",
         "logical_or.default",
-        "(({0} != 0) | ({1} != 0))",
         "torch.logical_or",
         result="bool",
         discontinuous=True,
@@ -332,45 +307,37 @@ _TABLE = (
         "logical_xor",
         "any",
         "logical_xor.default",
-        "(({0} != 0) ^ ({1} != 0))",
         "torch.logical_xor",
         result="bool",
         discontinuous=True,
     ),
-    _unary("logical_not", "any", triton="({0} == 0)", result="bool", discontinuous=True),
-    _bitwise("bitwise_and", "&"),
-    _bitwise("bitwise_or", "|"),
-    _bitwise("bitwise_xor", "^"),
-    _unary("bitwise_not", "bits", triton="(~{0})"),
-    _shift("shl", "bitwise_left_shift", "<<"),
-    _shift("shr", "bitwise_right_shift", ">>"),
+    _unary("logical_not", "any", result="bool", discontinuous=True),
+    _bitwise("bitwise_and"),
+    _bitwise("bitwise_or"),
+    _bitwise("bitwise_xor"),
+    _unary("bitwise_not", "bits"),
+    _shift("shl", "bitwise_left_shift"),
+    _shift("shr", "bitwise_right_shift"),
     # Classification.
-    _unary("isnan", "numeric", triton="({0} != {0})", result="bool", discontinuous=True),
+    _unary("isnan", "numeric", result="bool", discontinuous=True),
     _unary(
         "isinf",
         "numeric",
-        triton="(tl.abs({0}) == float('inf'))",
         result="bool",
         discontinuous=True,
     ),
-    _unary(
-        "isposinf", "numeric", triton="({0} == float('inf'))", result="bool", discontinuous=True
-    ),
-    _unary(
-        "isneginf", "numeric", triton="({0} == float('-inf'))", result="bool", discontinuous=True
-    ),
+    _unary("isposinf", "numeric", result="bool", discontinuous=True),
+    _unary("isneginf", "numeric", result="bool", discontinuous=True),
     _unary(
         "isfinite",
         "numeric",
         aten="",
-        triton="(tl.abs({0}) < float('inf'))",
         result="bool",
         discontinuous=True,
     ),
     _unary(
         "signbit",
         "numeric",
-        triton="(libdevice.signbit({0}) != 0)",
         result="bool",
         discontinuous=True,
     ),
@@ -378,62 +345,51 @@ _TABLE = (
         "copysign",
         "float",
         "copysign.Tensor copysign.Scalar",
-        _libdevice("copysign", 2),
         "torch.copysign",
         int_to_float=True,
         discontinuous=True,
     ),
     # Rounding; the identity on integers, which ATen does not promote.
     *(
-        _unary(name, "numeric", triton=triton, discontinuous=True)
-        for name, triton in (
-            ("floor", "tl.floor({0})"),
-            ("ceil", "tl.ceil({0})"),
-            ("trunc", "libdevice.trunc({0})"),
-            ("round", "libdevice.nearbyint({0})"),
-            ("frac", "({0} - libdevice.trunc({0}))"),
-        )
+        _unary(name, "numeric", discontinuous=True)
+        for name in ("floor", "ceil", "trunc", "round", "frac")
     ),
     # Exponentials and logarithms.
-    _unary("exp", triton="tl.exp({0})", ulp=1.1, cost=10),
-    _unary("exp2", aten="exp2 special_exp2", triton="tl.exp2({0})", ulp=1.3, cost=9),
-    _unary("expm1", aten="expm1 special_expm1", triton=_libdevice("expm1"), ulp=1.7, cost=10),
-    _unary("log", triton="tl.log({0})", ulp=0.9, cost=12),
-    _unary("log2", triton="tl.log2({0})", ulp=0.6, cost=20),
-    _unary("log10", triton=_libdevice("log10"), ulp=0.6, cost=20),
-    _unary("log1p", aten="log1p special_log1p", triton=_libdevice("log1p"), ulp=0.6, cost=24),
-    _unary("sqrt", triton="tl.sqrt_rn({0})", ulp=0.5, cost=4),
-    _unary("rsqrt", triton="tl.rsqrt({0})", ulp=1.5, cost=8),
-    _unary("tanh", triton=_libdevice("tanh"), ulp=2.5, cost=10),
-    _unary("sigmoid", aten="sigmoid special_expit", triton="tl.sigmoid({0})", ulp=2.4, cost=12),
-    _unary("erf", aten="erf special_erf", triton="tl.erf({0})", ulp=1.2, cost=13),
-    _unary("erfc", aten="erfc special_erfc", triton=_libdevice("erfc"), ulp=None, cost=250),
+    _unary("exp", ulp=1.1, cost=10),
+    _unary("exp2", aten="exp2 special_exp2", ulp=1.3, cost=9),
+    _unary("expm1", aten="expm1 special_expm1", ulp=1.7, cost=10),
+    _unary("log", ulp=0.9, cost=12),
+    _unary("log2", ulp=0.6, cost=20),
+    _unary("log10", ulp=0.6, cost=20),
+    _unary("log1p", aten="log1p special_log1p", ulp=0.6, cost=24),
+    _unary("sqrt", ulp=0.5, cost=4),
+    _unary("rsqrt", ulp=1.5, cost=8),
+    _unary("tanh", ulp=2.5, cost=10),
+    _unary("sigmoid", aten="sigmoid special_expit", ulp=2.4, cost=12),
+    _unary("erf", aten="erf special_erf", ulp=1.2, cost=13),
+    _unary("erfc", aten="erfc special_erfc", ulp=None, cost=250),
     _binary(
         "pow",
         "numeric",
         "pow.Tensor_Tensor pow.Tensor_Scalar pow.Scalar",
-        _libdevice("pow", 2),
         "torch.pow",
         ulp=1.0,
         cost=40,
     ),
     # Trigonometry.
-    _unary("sin", triton="tl.sin({0})", ulp=0.6, cost=24),
-    _unary("cos", triton="tl.cos({0})", ulp=0.6, cost=24),
-    _unary("tan", triton=_libdevice("tan"), ulp=1.5, cost=28),
+    _unary("sin", ulp=0.6, cost=24),
+    _unary("cos", ulp=0.6, cost=24),
+    _unary("tan", ulp=1.5, cost=28),
     *(
-        _unary(name, triton=_libdevice(name), ulp=None, cost=200)
+        _unary(name, ulp=None, cost=200)
         for name in ("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
     ),
-    _unary(
-        "lgamma", aten="lgamma special_gammaln", triton=_libdevice("lgamma"), ulp=None, cost=400
-    ),
+    _unary("lgamma", aten="lgamma special_gammaln", ulp=None, cost=400),
     *(
         _binary(
             name,
             "float",
             f"{name}.default",
-            _libdevice(name, 2),
             f"torch.{name}",
             ulp=None,
             cost=200,
@@ -447,7 +403,6 @@ _TABLE = (
         "float",
         "xlogy.Tensor xlogy.Scalar_Other xlogy.Scalar_Self "
         "special_xlogy.default special_xlogy.other_scalar special_xlogy.self_scalar",
-        None,
         "torch.xlogy",
         ulp=2.0,
         cost=16,
@@ -457,19 +412,17 @@ _TABLE = (
         "xlog1py",
         "float",
         "special_xlog1py.default special_xlog1py.other_scalar special_xlog1py.self_scalar",
-        None,
         "torch.special.xlog1py",
         ulp=2.0,
         cost=28,
         int_to_float=True,
     ),
     # Special functions.
-    _unary("erfinv", aten="erfinv special_erfinv", triton=_libdevice("erfinv"), ulp=1.0, cost=400),
+    _unary("erfinv", aten="erfinv special_erfinv", ulp=1.0, cost=400),
     _unary("digamma", aten="digamma special_digamma", ulp=1.0, cost=300),
     _unary(
         "i0",
         aten="i0 special_i0",
-        triton=_libdevice("cyl_bessel_i0"),
         ulp=1.0,
         cost=300,
         reference="torch.special.i0",
@@ -478,7 +431,6 @@ _TABLE = (
     _unary(
         "i1",
         aten="special_i1",
-        triton=_libdevice("cyl_bessel_i1"),
         ulp=1.0,
         cost=300,
         reference="torch.special.i1",
@@ -486,24 +438,22 @@ _TABLE = (
     _unary("i1e", aten="special_i1e", ulp=1.0, cost=300, reference="torch.special.i1e"),
     _unary("sinc", aten="sinc special_sinc", ulp=1.0, cost=200),
     _unary("entr", aten="special_entr", ulp=2.0, cost=14, reference="torch.special.entr"),
-    _binary("logaddexp", "float", "logaddexp.default", None, "torch.logaddexp", ulp=None, cost=40),
+    _binary("logaddexp", "float", "logaddexp.default", "torch.logaddexp", ulp=None, cost=40),
     _binary(
         "heaviside",
         "numeric",
         "heaviside.default",
-        None,
         "torch.heaviside",
         cost=3,
         discontinuous=True,
     ),
-    _binary("gcd", "int", "gcd.default", None, "torch.gcd", cost=200, discontinuous=True),
-    _binary("lcm", "int", "lcm.default", None, "torch.lcm", cost=200, discontinuous=True),
+    _binary("gcd", "int", "gcd.default", "torch.gcd", cost=200, discontinuous=True),
+    _binary("lcm", "int", "lcm.default", "torch.lcm", cost=200, discontinuous=True),
     # Random numbers by (seed, linear element index).
     _binary(
         "philox_u32",
         "int",
         "",
-        None,
         "deepcompile.ir.references.philox_u32",
         result="int64",
         cost=12,
@@ -513,7 +463,6 @@ _TABLE = (
         "uniform",
         "int",
         "",
-        "tl.rand({0}, {1})",
         "deepcompile.ir.references.uniform",
         result="float32",
         cost=13,
@@ -523,7 +472,6 @@ _TABLE = (
         "normal",
         "int",
         "",
-        "tl.randn({0}, {1})",
         "deepcompile.ir.references.normal",
         result="float32",
         ulp=None,
@@ -532,9 +480,11 @@ _TABLE = (
     ),
 )
 
-OPS: Mapping[str, ScalarOp] = MappingProxyType({op.name: op for op in _TABLE})
+OPS: Mapping[str, ScalarOp] = MappingProxyType(
+    {op.name: replace(op, triton=TRITON.get(op.name)) for op in _TABLE}
+)
 BY_ATEN: Mapping[str, ScalarOp] = MappingProxyType(
-    {overload: op for op in _TABLE for overload in op.aten}
+    {overload: op for op in OPS.values() for overload in op.aten}
 )
 
 
@@ -544,7 +494,8 @@ def markdown_table() -> str:
     rows = [head, ("---",) * len(head)]
     for op in OPS.values():
         overloads = ", ".join(f"`{name}`" for name in op.aten)
-        triton = f"`{op.triton}`".replace("|", "\\|") if op.triton else ""
+        spellings = [op.triton] if isinstance(op.triton, str) else (op.triton or {}).values()
+        triton = ", ".join(f"`{text}`" for text in spellings).replace("|", "\\|")
         error = "libm" if op.ulp is None else "exact" if op.ulp == 0 else f"{op.ulp:g}"
         signature = f"`{op.name}`/{op.arity}"
         rows.append((signature, op.operands, op.result, overloads, triton, error, f"{op.cost:g}"))
