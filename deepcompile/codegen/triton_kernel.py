@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ..ir.index import Index
 from ..ir.nest import Accumulate, Check, Instr, Kernel, Reduce, Stage, Store, operands
@@ -25,13 +26,14 @@ from triton.language.extra import libdevice
 from deepcompile.codegen import triton_library as dl
 
 """
+Grid = Literal["tiles", "splits", "points", "columns"]
 FINISH_COLUMNS = 128
 FINISH_PROGRAMS = 32
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Partial results of an accumulator: one row of `columns` elements for each program."""
+    """Results of parts of a kernel: `columns` elements for each program, or each point if split."""
 
     name: str
     dtype: str
@@ -47,31 +49,34 @@ class TritonFunction:
         text: its source, without the header of the module.
         signature: argument name -> type, in order ("*fp32", "i64").
         warps: warps of a program.
+        grid: what its programs are: "tiles" of points, "splits" of each row, "points", or blocks
+            of "columns" of the row.
     """
 
     name: str
     text: str
     signature: Mapping[str, str]
     warps: int
+    grid: Grid = "tiles"
 
 
 @dataclass(frozen=True)
 class TritonKernel:
     """A kernel as Triton.
 
-    Arguments of `main`: the buffers in order, the sizes, the workspaces and, if the kernel checks
-    indices, `failed`: a pointer to an i32 that becomes 1 when a check fails. Those of `finish`: the
-    buffers, the sizes, the workspaces and the number of programs that `main` ran with.
+    Arguments of each function: the buffers in order, the sizes, the workspaces and, if the kernel
+    checks indices, `failed`: a pointer to an i32 that becomes 1 when a check fails. Last comes, for
+    what joins accumulators, the number of their partial results (`rows`).
 
     Attributes:
+        functions: in the order in which they are launched.
         points: positions of the parallel axes.
         row: positions of the reduced axes.
     """
 
     kernel: Kernel
     schedule: TritonSchedule
-    main: TritonFunction
-    finish: TritonFunction | None
+    functions: tuple[TritonFunction, ...]
     workspaces: tuple[Workspace, ...]
     points: Index
     row: Index
@@ -79,21 +84,30 @@ class TritonKernel:
     @property
     def source(self) -> str:
         """The module's text."""
-        parts = [self.main.text] + ([self.finish.text] if self.finish else [])
-        return HEADER + "\n\n".join(f"\n@triton.jit\n{part}" for part in parts) + "\n"
+        texts = [function.text for function in self.functions]
+        return HEADER + "\n\n".join(f"\n@triton.jit\n{text}" for text in texts) + "\n"
 
-    def programs(self, sizes: Mapping[str, int]) -> int:
-        """How many programs `main` is launched with; 0 for no points."""
+    def rows(self, sizes: Mapping[str, int]) -> int:
+        """How many partial results a workspace holds; 0 for no points."""
         points = int(self.points.evaluate(sizes))
+        if self.schedule.splits > 1:
+            return points
+        return min(-(-points // self.schedule.x_block), self.schedule.programs)
+
+    def programs(self, function: TritonFunction, sizes: Mapping[str, int]) -> int:
+        """How many programs a function is launched with."""
+        points = int(self.points.evaluate(sizes))
+        if function.grid == "points":
+            return points
+        if function.grid == "splits":
+            return points * self.schedule.splits
+        if function.grid == "columns":
+            if all(stage.kind != "columns" for stage in self.kernel.stages):
+                return 1
+            row = int(self.row.evaluate(sizes))
+            return max(1, -(-row // min(FINISH_COLUMNS, power_of_two(row))))
         tiles = -(-points // self.schedule.x_block)
         return min(tiles, self.schedule.programs) if self.workspaces else tiles
-
-    def finish_programs(self, sizes: Mapping[str, int]) -> int:
-        """How many programs `finish` is launched with."""
-        if all(stage.kind != "columns" for stage in self.kernel.stages):
-            return 1
-        row = int(self.row.evaluate(sizes))
-        return max(1, -(-row // min(FINISH_COLUMNS, power_of_two(row))))
 
     def checks(self) -> bool:
         """Whether the kernel can fail on an index."""
@@ -106,19 +120,28 @@ def emit_triton(kernel: Kernel, schedule: TritonSchedule, name: str) -> TritonKe
     Raises:
         CannotEmit: when an op has no Triton spelling.
     """
-    main = _Main(kernel, schedule, name)
-    late = [stage for stage in kernel.stages if stage.kind in ("total", "columns")]
-    workspaces = main.workspaces()
-    finish = _Finish(kernel, schedule, f"{name}_finish", workspaces).emit() if late else None
-    return TritonKernel(kernel, schedule, main.emit(), finish, workspaces, main.points, main.row)
+    main = Main(kernel, schedule, name)
+    if schedule.splits > 1:
+        from .triton_split import split_functions
+
+        functions, spaces = split_functions(kernel, schedule, name)
+    else:
+        functions, spaces = [main.emit()], main.workspaces()
+    if any(stage.kind in ("total", "columns") for stage in kernel.stages):
+        functions.append(_Finish(kernel, schedule, f"{name}_finish", spaces).emit())
+    return TritonKernel(kernel, schedule, tuple(functions), spaces, main.points, main.row)
 
 
-class _Function(Values):
+class Function(Values):
+    """What all functions of a kernel share: their arguments, and the positions of a row."""
+
     def __init__(self, kernel: Kernel, schedule: TritonSchedule, name: str) -> None:
         super().__init__(kernel, schedule)
         self.name = name
+        self.spaces: tuple[Workspace, ...] = self.workspaces()
 
     def workspaces(self) -> tuple[Workspace, ...]:
+        """Where accumulators leave their partial results."""
         return tuple(
             Workspace(f"ws{i.id}", i.dtype, self.row if self.is_column(i) else Index.of(1))
             for i in self.accumulators
@@ -128,13 +151,17 @@ class _Function(Values):
         """Whether an accumulator has a value for each position of the row."""
         return self.extent(accumulate.arg).row
 
-    def function(self, extra: Mapping[str, str], warps: int) -> TritonFunction:
+    def function(self, grid: Grid, warps: int) -> TritonFunction:
+        """The function with the lines written so far."""
         signature = {buffer.name: POINTER[buffer.dtype] for buffer in self.kernel.buffers}
         signature |= dict.fromkeys(self.kernel.sizes, "i64")
-        signature |= {space.name: POINTER[space.dtype] for space in self.workspaces()}
-        signature |= extra
+        signature |= {space.name: POINTER[space.dtype] for space in self.spaces}
+        if any(isinstance(instr, Check) for instr in self.definition.values()):
+            signature["failed"] = "*i32"
+        if grid == "columns":
+            signature["rows"] = "i32"
         text = f"def {self.name}({', '.join(signature)}):\n" + "\n".join(self.lines or ["    pass"])
-        return TritonFunction(self.name, text, signature, warps)
+        return TritonFunction(self.name, text, signature, warps, grid)
 
     def define_row(self, start: str) -> None:
         """The positions of a tile along the row, from `start` on."""
@@ -147,7 +174,7 @@ class _Function(Values):
         self.define_axes([(axis.name, axis.extent) for axis in self.kernel.reduced], "r")
 
 
-class _Main(_Function):
+class Main(Function):
     """The function over tiles of points."""
 
     def emit(self) -> TritonFunction:
@@ -171,12 +198,7 @@ class _Main(_Function):
             ):
                 self._tile()
             self._flush()
-        extra = (
-            {"failed": "*i32"}
-            if any(isinstance(i, Check) for i in self.definition.values())
-            else {}
-        )
-        return self.function(extra, self.schedule.warps)
+        return self.function("tiles", self.schedule.warps)
 
     def _in_memory(self, accumulate: Accumulate) -> bool:
         """Column sums of rows longer than a tile are kept in the workspace."""
@@ -195,7 +217,7 @@ class _Main(_Function):
                 self._body(stage.body)
 
     def _body(self, body: tuple[Instr, ...] | list[Instr]) -> None:
-        groups = _groups(body)
+        groups = groups_of(body)
         for instr in body:
             if isinstance(instr, Reduce):
                 group = groups[instr.kind, instr.arg]
@@ -211,8 +233,8 @@ class _Main(_Function):
 
     def _loop(self, number: int, stage: Stage) -> None:
         """A stage over a row longer than the tile; what earlier ones had is computed again."""
-        body = self._needed(number, stage)
-        groups = _groups(body)
+        body = self.needed(number, stage)
+        groups = groups_of(body)
         for group in groups.values():
             self.start_state(group)
         outside = dict(self.names)
@@ -246,7 +268,7 @@ class _Main(_Function):
         self.lines.append(last.replace(f"{old} = ", f"{new} = ", 1))
         self.names[value] = new
 
-    def _needed(self, number: int, stage: Stage) -> list[Instr]:
+    def needed(self, number: int, stage: Stage) -> list[Instr]:
         """What a loop has to do: its effects and what they read, of earlier loops too.
 
         A value that only later loops read is computed there.
@@ -302,7 +324,7 @@ class _Main(_Function):
                 self.line(f"tl.store({place} + {zero}, {folded})")
 
 
-class _Finish(_Function):
+class _Finish(Function):
     """The function that joins the partial results and runs what comes after all points."""
 
     def __init__(
@@ -319,6 +341,7 @@ class _Finish(_Function):
         width = min(FINISH_COLUMNS, power_of_two(row)) if columns else 1
         own = TritonSchedule(1, width, False, 4, wide=schedule.wide)
         super().__init__(kernel, own, name)
+        self.spaces = workspaces
         self.columns = columns
 
     def emit(self) -> TritonFunction:
@@ -333,7 +356,7 @@ class _Finish(_Function):
             if stage.kind in ("total", "columns"):
                 for instr in stage.body:
                     self.instr(instr)
-        return self.function({"programs": "i32"}, 4)
+        return self.function("columns", 4)
 
     def _join(self, accumulate: Accumulate) -> None:
         """Fold an accumulator over all programs, always in the same order."""
@@ -344,12 +367,12 @@ class _Finish(_Function):
             shape = f"[{FINISH_PROGRAMS}, {self.r_size if column else '1'}]"
         first = self.identity(kind, dtype)[0]
         self.line(f"acc{accumulate.id} = tl.full({shape}, {first}, {TRITON_DTYPE[dtype]})")
-        with self.block(f"for g_start in range(0, programs, {FINISH_PROGRAMS}):"):
+        with self.block(f"for g_start in range(0, rows, {FINISH_PROGRAMS}):"):
             self.line(f"g = g_start + {self.arange(str(FINISH_PROGRAMS), False)}")
             place = f"{name} + g"
             if column:
                 place = f"{name} + g * {self.i(self.row)} + r"
-            mask = "(g < programs)" + (" & rmask" if column and self.mask_row else "")
+            mask = "(g < rows)" + (" & rmask" if column and self.mask_row else "")
             text = f"tl.load({place}, mask={mask}, other={first})"
             if dtype == "b1":
                 text = f"({text} != 0)"
@@ -360,7 +383,7 @@ class _Finish(_Function):
         self.define(accumulate, folded)
 
 
-def _groups(body: list[Instr] | tuple[Instr, ...]) -> dict[tuple[str, int], list[Reduce]]:
+def groups_of(body: list[Instr] | tuple[Instr, ...]) -> dict[tuple[str, int], list[Reduce]]:
     """The reductions of a stage that share kind and operand."""
     groups: dict[tuple[str, int], list[Reduce]] = {}
     for instr in body:

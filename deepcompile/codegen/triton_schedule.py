@@ -16,6 +16,8 @@ LONGEST_ROW = 16384
 LONGEST_ACCUMULATED_ROW = 8192
 """The same for kernels that also hold sums of columns."""
 LOOP_TILE = 2048
+SPLIT_ROW = 32768
+"""Rows from this length on are shared among programs when there are few of them."""
 DEFAULT_HINT = 256
 INT32_SPAN = 2**31
 
@@ -39,6 +41,8 @@ class TritonSchedule:
         warps: warps of a program.
         programs: with accumulators, how many programs share the points, at most; else 0: one
             program a tile.
+        splits: programs that share one row, for few long rows; then one launch for each stage over
+            the row, and the next joins what they found.
         wide: indices need 64 bits.
     """
 
@@ -48,6 +52,7 @@ class TritonSchedule:
     warps: int
     programs: int = 0
     wide: bool = False
+    splits: int = 1
 
 
 def plan_triton(
@@ -76,6 +81,9 @@ def plan_triton(
         r_block = width if persistent else min(width, LOOP_TILE)
         x_block = max(1, min(TILE // r_block, power_of_two(points)))
     warps = max(1, min(16, x_block * r_block // 512))
+    if not across and row >= SPLIT_ROW and 2 * points <= gpu.multiprocessors:
+        splits = min(-(-row // LOOP_TILE), 2 * gpu.multiprocessors // max(points, 1))
+        return TritonSchedule(1, LOOP_TILE, False, 4, wide=wide, splits=splits)
     programs = 0
     if accumulates:
         tiles = -(-points // x_block)
@@ -98,6 +106,8 @@ def leaner(schedule: TritonSchedule) -> TritonSchedule | None:
     First rows loop over tiles instead of being held in one; then the tiles get smaller.
     """
     width = schedule.r_block
+    if schedule.splits > 1:
+        return replace(schedule, r_block=width // 2) if width > 256 else None
     if schedule.persistent and width > LOOP_TILE:
         return replace(schedule, persistent=False, r_block=LOOP_TILE, x_block=1, warps=8)
     if schedule.x_block * width // schedule.warps >= 128 and schedule.x_block > 1:

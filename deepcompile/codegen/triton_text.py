@@ -108,6 +108,10 @@ class Writer:
             found.append("rmask")
         return found
 
+    def conditions(self, extent: Extent) -> list[str]:
+        """The conditions under which an effect of that extent takes place."""
+        return self.bounds(extent)
+
     def full(self, text: str, dtype: str, extent: Extent = UNIFORM) -> str:
         return f"tl.full({self.shape(extent)}, {text}, {dtype})"
 

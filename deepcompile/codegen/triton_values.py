@@ -92,7 +92,7 @@ class Values(Writer):
         if storage in ("i8", "i16", "u8") and source in ("f32", "f64"):
             text = convert(text, source, storage)
         text = f"tl.broadcast_to({text}, {self.shape(extent)})"
-        conditions = self.bounds(extent)
+        conditions = self.conditions(extent)
         mask = f", mask={' & '.join(conditions)}" if conditions else ""
         self.line(f"tl.store({pointers}, {text}{mask})")
 
@@ -110,7 +110,7 @@ class Values(Writer):
     def _check(self, check: Check) -> None:
         extent = self.extent(check.arg)
         text = f"({self.names[check.arg]} == 0)"
-        conditions = self.bounds(extent)
+        conditions = self.conditions(extent)
         if conditions:
             text = f"({text} & {' & '.join(conditions)})"
         bad = f"tl.max(tl.broadcast_to({text}, {self.shape(extent)}).to(tl.int32))"

@@ -173,9 +173,8 @@ def _build(kernel: TritonKernel, gpu: GpuFacts) -> Built | str:
     best: Built | None = None
     while True:
         module = load_source(kernel.source, cache_dir().parent / "triton")
-        functions = [kernel.main] + ([kernel.finish] if kernel.finish is not None else [])
         try:
-            made = tuple(compile_function(module, f, gpu.capability) for f in functions)
+            made = tuple(compile_function(module, f, gpu.capability) for f in kernel.functions)
         except Exception as error:  # whatever Triton raises, the kernel has ATen ops to run as
             return f"{type(error).__name__}: {error}"
         found = Built(kernel, made)
@@ -184,7 +183,7 @@ def _build(kernel: TritonKernel, gpu: GpuFacts) -> Built | str:
         schedule = leaner(kernel.schedule)
         if not found.spilled or schedule is None:
             return best
-        kernel = emit_triton(kernel.kernel, schedule, kernel.main.name)
+        kernel = emit_triton(kernel.kernel, schedule, kernel.functions[0].name)
 
 
 def extern_facts(compiled: CompiledGraph, graph: GraphModule, gpu: GpuFacts) -> Iterator[Extern]:

@@ -54,10 +54,10 @@ def launch(
         IndexError: when a check of an index fails.
     """
     device = next(iter(tensors.values())).device
-    programs = kernel.programs(sizes)
+    rows = kernel.rows(sizes)
     spaces = [
         torch.empty(
-            max(1, programs * int(space.columns.evaluate(sizes))),
+            max(1, rows * int(space.columns.evaluate(sizes))),
             dtype=TORCH_DTYPES[space.dtype],
             device=device,
         )
@@ -68,14 +68,17 @@ def launch(
         *(sizes[name] for name in kernel.kernel.sizes),
         *spaces,
     ]
-    failed = torch.zeros(1, dtype=torch.int32, device=device) if kernel.checks() else None
-    if programs:
-        extra = [] if failed is None else [failed]
-        _call(module, kernel.main, programs, [*arguments, *extra])
-    if kernel.finish is not None:
-        _call(module, kernel.finish, kernel.finish_programs(sizes), [*arguments, programs])
+    failed: Tensor | None = None
+    if kernel.checks():
+        failed = torch.zeros(1, dtype=torch.int32, device=device)
+        arguments.append(failed)
+    for function in kernel.functions:
+        programs = kernel.programs(function, sizes)
+        if programs:
+            last = [rows] if function.grid == "columns" else []
+            _call(module, function, programs, [*arguments, *last])
     if failed is not None and int(failed):
-        raise IndexError(f"index out of range in {kernel.main.name}")
+        raise IndexError(f"index out of range in {kernel.functions[0].name}")
 
 
 def _call(

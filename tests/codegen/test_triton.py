@@ -128,7 +128,9 @@ def assert_equals_interpreter(nest: Kernel, schedule: TritonSchedule, folder: Pa
 def test_kernels_equal_the_interpreter(
     function: Callable[..., object], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """In one tile, and with rows that loop over tiles and several programs that accumulate."""
+    """In one tile; with rows that loop over tiles and several programs that accumulate; and with
+    rows that programs share.
+    """
     for nest in kernels_of(function, dtype):
         whole = plan_triton(nest)
         looped = replace(
@@ -136,7 +138,8 @@ def test_kernels_equal_the_interpreter(
             programs=min(whole.programs, 2),
         )  # fmt: skip
         wide = replace(whole, wide=True)
-        for schedule in (whole, looped, wide):
+        shared = replace(looped, x_block=1, programs=0, splits=3)
+        for schedule in (whole, looped, wide, shared) if nest.reduced else (whole, looped, wide):
             assert_equals_interpreter(nest, schedule, tmp_path)
 
 
@@ -187,7 +190,7 @@ def test_an_op_without_triton_runs_alone_as_aten() -> None:
 def test_in_one_tile_every_buffer_is_read_and_written_once() -> None:
     for function in (_layer_norm, _rms_norm, _softmax):
         for nest in kernels_of(function, torch.float32):
-            text = emit_triton(nest, plan_triton(nest), "kernel").main.text
+            text = emit_triton(nest, plan_triton(nest), "kernel").functions[0].text
             loads = {
                 buffer.name: text.count(f"tl.load({buffer.name} + ") for buffer in nest.buffers
             }
