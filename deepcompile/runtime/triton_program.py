@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
-from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_kernel import TritonKernel, emit_triton
 from ..codegen.triton_program import TritonProgram as TritonCode
+from ..codegen.triton_schedule import leaner
 from ..ir.interpret import flat_storage
 from .externs import prepare_extern, tensor_of
+from .triton_flags import Flags
 from .triton_launch import launch, load_source
 
 Action = Callable[["Running"], None]
@@ -57,11 +60,11 @@ class TritonRunner:
         self, spec: ProgramSpec, code: TritonCode, device: torch.device, folder: Path, note: Note
     ) -> None:
         self.spec = spec
-        self.code = code
         self.device = device
         self._folder = folder
         self._note = note
-        self._refused: set[int] = set()
+        # What is known better once it has met the device replaces what was emitted.
+        self._kernels: list[TritonKernel | str] = list(code.kernels)
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily():
             self._constants = [
@@ -69,6 +72,8 @@ class TritonRunner:
                 for slot in spec.slots
                 if slot.constant is not None
             ]
+            self._flags = Flags(len(spec.kernels), device, self._index_error)
+        self._checks = any(not isinstance(k, str) and k.checks() for k in code.kernels)
         self._read_by_kernels = frozenset(
             slot for step in spec.steps if isinstance(step, KernelStep) for slot in touched(step)
         )
@@ -83,6 +88,7 @@ class TritonRunner:
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bound[key] = self._bind(dict(zip(self.spec.sizes, key, strict=True)))
+        self._flags.before_call()
         running = Running(len(self.spec.slots))
         tensors = running.tensors
         for number, constant in self._constants:
@@ -98,12 +104,20 @@ class TritonRunner:
                 tensor = tensor.to(self.device)
             tensors[slot] = tensor
         args.clear()
-        with torch.no_grad():
+        with torch.no_grad(), self._on_device():
             for action, dying in zip(bound.actions, bound.dying, strict=True):
                 action(running)
                 for slot in dying:
                     tensors[slot] = None
+            if self._checks:
+                self._flags.after_call()
             return [self._output(value, bound.sizes, tensors) for value in self.spec.outputs]
+
+    def _on_device(self) -> AbstractContextManager[None]:
+        """Triton launches on the current device."""
+        if self.device.type != "cuda" or torch.cuda.current_device() == self.device.index:
+            return nullcontext()
+        return torch.cuda.device(self.device)
 
     def _output(self, value: Any, sizes: Mapping[str, int], tensors: list[Any]) -> Any:
         if isinstance(value, TensorRef):
@@ -157,9 +171,8 @@ class TritonRunner:
         return allocate
 
     def _kernel(self, step: KernelStep, sizes: Mapping[str, int], fresh: list[Action]) -> Action:
-        kernel = self.code.kernels[step.function]
         eager = self._as_aten(step, sizes)
-        if isinstance(kernel, str):
+        if isinstance(self._kernels[step.function], str):
             return eager
         known = {name: sizes[name] for name in step.sizes}
         places = []
@@ -169,34 +182,46 @@ class TritonRunner:
             itemsize = self.spec.slots[slot].layout.dtype.itemsize
             places.append((buffer.name, slot, int(offset.evaluate(sizes)) // itemsize))
         allocate = _all(fresh)
-        module = load_source(kernel.source, self._folder)
 
         def run(running: Running) -> None:
-            if step.function in self._refused:
+            kernel = self._kernels[step.function]
+            if isinstance(kernel, str):
                 eager(running)
                 return
             allocate(running)
             tensors = {name: _from(running.tensors[slot], offset) for name, slot, offset in places}
             try:
-                launch(kernel, module, tensors, known)
+                module = load_source(kernel.source, self._folder)
+                if launch(kernel, module, tensors, known, self._flags.of(step.function)):
+                    self._make_leaner(step.function, kernel)
+                self._flags.after_launch()
             except IndexError:
-                raise self._index_error(step) from None
+                raise
             except Exception as error:
                 if not _from_compiler(error):
                     raise
-                self._refuse(step, kernel, error)
+                self._refuse(step, error)
                 eager(running)
 
         return run
 
-    def _refuse(self, step: KernelStep, kernel: TritonKernel, error: Exception) -> None:
+    def _make_leaner(self, function: int, kernel: TritonKernel) -> None:
+        """Take a schedule that needs fewer registers from the next call on, while there is one."""
+        schedule = leaner(kernel.schedule)
+        if schedule is None:
+            return
+        name = kernel.functions[0].name
+        self._kernels[function] = emit_triton(kernel.kernel, schedule, name)
+        self._note("spilled", kernel=kernel.kernel.name, schedule=str(schedule))
+
+    def _refuse(self, step: KernelStep, error: Exception) -> None:
         """Run a kernel as ATen ops from now on."""
-        self._refused.add(step.function)
         reason = f"Triton refused kernel {step.op.nest.name}: {type(error).__name__}: {error}"
+        self._kernels[step.function] = reason[:2000]
         self._note("fallback", kernel=step.op.nest.name, reason=reason[:2000])
 
-    def _index_error(self, step: KernelStep) -> IndexError:
-        origin = step.op.origin
+    def _index_error(self, kernel: int) -> IndexError:
+        origin = self.spec.kernels[kernel].origin
         where = f" at {', '.join(origin.lines)}" if origin.lines else ""
         return IndexError(f"index out of range in {', '.join(origin.ops)}{where}")
 
