@@ -62,7 +62,8 @@ class Writer:
 
     def _needs_mask(self, extent: Index, block: int) -> bool:
         constant = extent.constant()
-        return constant is None or constant % block != 0
+        # Nothing to do is no multiple of a tile either.
+        return not constant or constant % block != 0
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
