@@ -93,7 +93,8 @@ def convert(text: str, source: str, to: str) -> str:
         return f"({text} != 0)"
     narrow = f"{text}.to({TRITON_DTYPE[to]})"
     if to in ("bf16", "f16"):
-        if source not in ("f32", "f64"):
+        if source != "f32":
+            # By way of f32, as torch goes.
             text = f"{text}.to(tl.float32)"
         return f"{text}.to({TRITON_DTYPE[to]}).to(tl.float32)"
     if to in ("i8", "i16", "u8"):
