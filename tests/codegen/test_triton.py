@@ -24,6 +24,7 @@ from deepcompile.codegen.triton_schedule import TritonSchedule, plan_triton
 from deepcompile.ir.interpret import TORCH_DTYPES, interpret
 from deepcompile.ir.nest import Kernel
 from tests.codegen.triton_models import Transformer
+from tests.numerics.random_graphs import difference, random_graph, run
 
 triton = pytest.importorskip("triton")
 F = torch.nn.functional
@@ -163,6 +164,22 @@ def test_a_transformer_trains_as_in_eager(dynamic: bool) -> None:
         for mine, theirs in zip(ours.parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
         assert not [fields for event, fields in record.events if event == "fallback"]
+
+
+@pytest.mark.parametrize("seed", [3, 17, 42, 58, 91, 242])
+def test_random_graphs(seed: int) -> None:
+    """A few of those that the C++ kernels are tested with, forward only."""
+    torch._dynamo.reset()
+    graph = random_graph(seed)
+    function = graph.function()
+    expected, _ = run(function, graph.make_inputs(), graph)
+    exact, _ = run(graph.function(wide=True), graph.make_inputs(wide=True), graph)
+    compiled = torch.compile(function, backend="deepep", options={"codegen": "triton"})
+    found, _ = run(compiled, graph.make_inputs(), graph)
+    names = [*graph.outputs, *(given.name for given in graph.inputs)]
+    for name, mine, theirs, wide in zip(names, found, expected, exact, strict=True):
+        same, eps = graph.properties(name)
+        assert difference(mine, theirs, same, eps, wide) is None, name
 
 
 def test_a_bad_index_is_an_index_error() -> None:
