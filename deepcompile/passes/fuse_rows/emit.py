@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ...ir.batch_op import BatchOp
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
 from ...ir.origins import origin_of
@@ -249,6 +250,8 @@ def _is_given(node: Node) -> bool:
 
 
 def _has_effect(node: Node) -> bool:
+    if isinstance(node.target, BatchOp):
+        return True
     schema = getattr(node.target, "_schema", None)
     return schema is not None and (schema.is_mutable or node.is_impure())
 

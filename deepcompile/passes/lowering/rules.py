@@ -87,6 +87,8 @@ def _generic(b: Builder, node: Node, position: Position, op: ScalarOp) -> int:
         values = [b.rounded(value, dtype) for value in values]
     out = "b1" if op.result == "bool" else register
     return result(b, node, b.apply(op.name, *values, dtype=out))
+
+
 @rule(operator.getitem)
 def _getitem(b: Builder, node: Node, position: Position) -> int:
     reduction = reduction_of(node)
