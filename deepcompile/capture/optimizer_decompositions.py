@@ -26,6 +26,8 @@ _UNARY = """
 _BINARY = """
     add sub mul div pow clamp_max clamp_min maximum minimum
 """
+_WITH_NUMBER = {"maximum": "clamp_min", "minimum": "clamp_max"}
+"""Functions that take tensors only, and what they are called with a number."""
 
 _FROM_TORCH: dict[Any, Callable[..., Tensor]] = dict(
     get_decompositions([aten.addcmul, aten.addcdiv, aten.lerp])
@@ -176,10 +178,11 @@ def _list_table() -> dict[Any, Callable[..., Any]]:
         found[_overload(f"_foreach_{name}", "default")] = _each(getattr(torch, name))
     for name in _BINARY.split():
         function = getattr(torch, name)
-        for overload in ("Scalar", "Tensor"):
-            found[_overload(f"_foreach_{name}", overload)] = _each(function)
-        for overload in ("List", "ScalarList"):
-            found[_overload(f"_foreach_{name}", overload)] = _pairs(function)
+        with_number = getattr(torch, _WITH_NUMBER.get(name, name))
+        found[_overload(f"_foreach_{name}", "Scalar")] = _each(with_number)
+        found[_overload(f"_foreach_{name}", "Tensor")] = _each(function)
+        found[_overload(f"_foreach_{name}", "List")] = _pairs(function)
+        found[_overload(f"_foreach_{name}", "ScalarList")] = _pairs(with_number)
     for name in ("addcmul", "addcdiv"):
         function = getattr(torch, name)
         found[_overload(f"_foreach_{name}", "Scalar")] = _triples(function)
