@@ -158,14 +158,16 @@ class _Writer:
         root: Callable[[Node], Node],
     ) -> None:
         """Reads of an input keep their side of its write."""
+        readers: dict[Node, dict[int, Node | Group]] = {}
+        for key, unit in wanted.items() if mutations else ():
+            if isinstance(unit, Node) and (is_view(unit) or unit.op == "output"):
+                continue
+            for node in self._needs(unit):
+                readers.setdefault(root(node), {})[key] = unit
         for mutation in mutations:
             unit, target = self._unit(mutation), root(args_of(mutation)[0])
-            for key, other in wanted.items():
-                if other is unit or (isinstance(other, Node) and is_view(other)):
-                    continue
-                if isinstance(other, Node) and other.op == "output":
-                    continue
-                if not any(root(node) is target for node in self._needs(other)):
+            for key, other in readers.get(target, {}).items():
+                if other is unit:
                     continue
                 if self._reads_at(other, target, root) < self.plan.order[mutation]:
                     needs[self._key(unit)].append(other)
