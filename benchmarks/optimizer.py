@@ -101,7 +101,8 @@ def _time_compiles(
     measurements: list[Measurement] = []
     own: dict[int, float] = {}
     for count in COUNTS[:counts]:
-        runs = [_first_step(count, backend) for _ in range(plan.pick(3, 1))]
+        rounds = 1 if count == COUNTS[-1] else plan.pick(3, 1)
+        runs = [_first_step(count, backend) for _ in range(rounds)]
         details[f"{count} parameters/{backend}"] = runs
         totals = [run["total"] for run in runs]
         name = f"first step, {count} parameters"
