@@ -134,7 +134,7 @@ class _Maker:
         if value.layout is not torch.strided:
             raise CannotCompile(f"layout {value.layout}")
         key = value.shape, value.stride(), value.dtype
-        if any(not isinstance(size, int) for size in (*key[0], *key[1])):
+        if not all(type(size) is int for size in (*key[0], *key[1])):
             return _make_layout(*key)
         known = self.layouts.get(key)
         if known is None:
@@ -150,10 +150,10 @@ class _Maker:
             self.values[node] = ref
             self.spec.inputs.append(ref)
             for dim, size in enumerate(value.shape):
-                if not isinstance(size, int):
+                if type(size) is not int:
                     self._learn(size, _size_of_input(number, dim))
             for dim, stride in enumerate(value.stride()):
-                if not isinstance(stride, int):
+                if type(stride) is not int:
                     self._learn(stride, _stride_of_input(number, dim))
             return
         if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):

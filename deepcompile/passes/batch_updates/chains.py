@@ -78,10 +78,12 @@ def _is_single_constant(node: Node) -> bool:
 
 def find_chains(graph: Graph) -> tuple[list[Chain], dict[Node, int]]:
     """The updates of a graph, and the single values that all may share: equal ones by one number"""
-    mutated = {node.args[0] for node in graph.nodes if node.target is aten.copy_.default}
+    nodes = list(graph.nodes)
+    copy = aten.copy_.default
+    mutated = {node.args[0] for node in nodes if node.target is copy}
     if len(mutated) < 2:
         return [], {}
-    parent, part, uniform = _join(graph, mutated)
+    parent, part, uniform = _join(nodes, mutated)
     roots = [_root(parent, number) for number in range(len(parent))]
     chains: dict[int, Chain] = {}
     for node, number in part.items():
@@ -94,19 +96,22 @@ def find_chains(graph: Graph) -> tuple[list[Chain], dict[Node, int]]:
         _write_down(chain, node, uniform)
     for chain in chains.values():
         _write_down_copies(chain, uniform)
-    for node in next(iter(reversed(graph.nodes))).all_input_nodes:
+    for node in nodes[-1].all_input_nodes:
         if node.op == "call_function" and (returning := chains.get(roots[part.get(node, 0)])):
             _return(returning, node)
     found = [chain for chain in chains.values() if _fits(chain, mutated)]
     return found, uniform
 
 
-def _join(graph: Graph, mutated: set[Any]) -> tuple[list[int], dict[Node, int], dict[Node, int]]:
+def _join(
+    nodes: list[Node], mutated: set[Any]
+) -> tuple[list[int], dict[Node, int], dict[Node, int]]:
     parent = [_OUTSIDE]
     part: dict[Node, int] = {}
     uniform: dict[Node, int] = {}
     numbers: dict[Any, int] = {}
-    for node in graph.nodes:
+    known: dict[int, bool] = {}  # by identity: ops hash in Python
+    for node in nodes:
         kind = node.op
         if kind == "placeholder":
             value = node.meta.get("val")
@@ -121,11 +126,13 @@ def _join(graph: Graph, mutated: set[Any]) -> tuple[list[int], dict[Node, int], 
         if kind == "output":
             continue
         sources = [source for source in node.all_input_nodes if source not in uniform]
-        elementwise = kind == "call_function" and is_elementwise(node.target)
+        target = node.target
+        elementwise = known.get(id(target))
+        if elementwise is None:
+            elementwise = known[id(target)] = kind == "call_function" and is_elementwise(target)
         if not sources:
             if kind == "call_function" and (
-                _is_single_constant(node)
-                or (elementwise and node.target is not aten.expand.default)
+                _is_single_constant(node) or (elementwise and target is not aten.expand.default)
             ):
                 uniform[node] = numbers.setdefault(_meaning(node, uniform), len(numbers))
             else:
@@ -171,7 +178,7 @@ def _write_down(chain: Chain, node: Node, uniform: dict[Node, int]) -> None:
         return
     if chain.copies:  # reads after writes would have to keep their order
         chain.fits = False
-    key.append(target)
+    key.append(id(target))
     arguments: Iterable[Any] = node.args
     if target is aten.expand.default:
         chain.sizes.append((node.args[0], node.args[1]))
@@ -208,7 +215,7 @@ def _write_down_copies(chain: Chain, uniform: dict[Node, int]) -> None:
     for node in sorted(chain.copies, key=lambda copy: values.get(copy.args[1], last)):  # type: ignore[arg-type,call-overload]
         if node.users or len(node.args) != 2 or node.kwargs:
             chain.fits = False
-        chain.key.append(node.target)
+        chain.key.append(id(node.target))
         for argument in reversed(node.args):
             if not isinstance(argument, Node):
                 chain.fits = False
