@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks._measure import (
@@ -60,12 +62,19 @@ def run(plan: Plan) -> SuiteResult:
     return SuiteResult("compile", tuple(measurements), tuple(checks), notes, details)
 
 
-def first_step(model: str, backend: str) -> dict[str, float]:
-    """Run the first step in a fresh process; raises CalledProcessError if that fails."""
+@contextmanager
+def cold_caches() -> Iterator[dict[str, str]]:
+    """The environment of a process that finds all caches of compilers empty."""
     with tempfile.TemporaryDirectory(prefix="cold-", ignore_cleanup_errors=True) as folder:
         environment = dict(os.environ)
         for variable in CACHE_VARIABLES:
             environment[variable] = str(Path(folder, variable.lower()))
+        yield environment
+
+
+def first_step(model: str, backend: str) -> dict[str, float]:
+    """Run the first step in a fresh process; raises CalledProcessError if that fails."""
+    with cold_caches() as environment:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.compile", model, backend],
             env=environment,

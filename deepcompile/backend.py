@@ -5,6 +5,7 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -24,12 +25,14 @@ from . import __version__
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.torch_private import exceptions_meant_for_dynamo
+from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import CppProgram, emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
-from .codegen.steps import ExternStep, KernelStep
+from .codegen.steps import ExternStep, KernelStep, TableStep
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
+from .ir.batch_op import BatchOp
 from .ir.blame import place_of
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
@@ -84,7 +87,7 @@ class CompiledGraph:
         """The kernel of each call, in order."""
         if self.spec is None:
             return []
-        return [step.op for step in self.spec.steps if isinstance(step, KernelStep)]
+        return [step.op for step in self.spec.steps if isinstance(step, (KernelStep, TableStep))]
 
 
 @dataclass
@@ -196,7 +199,9 @@ class _Compiler:
             detail=why.reason,
         )
 
-    def _run_passes(self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str) -> Any:
+    def _run_passes(
+        self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str
+    ) -> GraphModule:
         instruments = standard_instruments(
             self.options.verify, self.run_dir, print_graph, sink=self.note
         )
@@ -206,6 +211,19 @@ class _Compiler:
         except CompileError as error:
             place = place_of(error)
             raise CompileError(error.detail, origin=place.origin, source=place.source) from error
+
+    def _run_passes_on_bodies(self, graph: GraphModule, kind: Any, name: str) -> None:
+        """Compile what each batch node does for one row like a graph of its own.
+
+        Raises:
+            CannotTabulate: when one of them does not become kernels only.
+        """
+        for node in graph.graph.nodes:
+            op = node.target
+            if isinstance(op, BatchOp):
+                body = self._run_passes(self.pipeline.graph, op.body, kind, f"{name}.{op.name}")
+                tabular_kernels(body)
+                node.target = op.with_body(body)
 
     def _graph_name(self, kind: str) -> str:
         name = f"g{self.number}_{kind}"
@@ -229,12 +247,14 @@ class _Compiler:
         for record in self.recordings:
             record.graphs.append(compiled)
             compiled.source = gm
-        # Graphs without gradients never see the joint phase: both phases run here.
-        phase = self.pipeline.graph
-        if kind == "inference":
-            phase = (*self.pipeline.joint, *phase)
+        with _collector_paused():
+            return self._compile_graph(gm, compiled, kind)
+
+    def _compile_graph(
+        self, gm: GraphModule, compiled: CompiledGraph, kind: Kind
+    ) -> Callable[..., Any]:
         start = time.perf_counter()
-        graph = self._run_passes(phase, gm, kind, compiled.name)
+        graph = self._graph_after_passes(gm, kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         try:
             return self._generate(graph, compiled)
@@ -252,6 +272,26 @@ class _Compiler:
             reason = f"{type(error).__name__}: {error}"
             return self._fall_back(gm, compiled, reason, error)
 
+    def _graph_after_passes(self, gm: GraphModule, kind: Kind, name: str) -> GraphModule:
+        # Graphs without gradients never see the joint phase: both phases run here.
+        phase = self.pipeline.graph
+        if kind == "inference":
+            phase = (*self.pipeline.joint, *phase)
+        if self.makes_tables:
+            graph = self._run_passes(phase, gm, kind, name)
+            try:
+                self._run_passes_on_bodies(graph, kind, name)
+                return graph
+            except CannotTabulate as error:
+                self.note("batch-rejected", graph=name, reason=str(error))
+        phase = tuple(pass_ for pass_ in phase if pass_.name != "batch-updates")
+        return self._run_passes(phase, gm, kind, name)
+
+    @property
+    def makes_tables(self) -> bool:
+        """Whether kernels that run over tables of rows can be written: not yet in Triton."""
+        return not uses_triton(self.device, self.options.codegen)
+
     def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         if uses_triton(self.device, self.options.codegen):
             return self._generate_triton(graph, compiled)
@@ -263,6 +303,7 @@ class _Compiler:
         self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
         start = time.perf_counter()
         library = build(compiled.code.source, self.options, self.note)
+        compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
         compiled.seconds["build"] = time.perf_counter() - start
         compiled.cached = library.cached
         self.note("cache", graph=compiled.name, hit=library.cached)
@@ -275,7 +316,6 @@ class _Compiler:
             cached=library.cached,
             seconds=compiled.seconds,
         )
-        compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
         return compiled.program
 
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
@@ -337,7 +377,7 @@ class _Compiler:
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
         if self.run_dir is None:
             return
-        steps = [step for step in compiled.spec.steps if isinstance(step, KernelStep)]
+        steps = [s for s in compiled.spec.steps if isinstance(s, (KernelStep, TableStep))]
         for step in steps:
             op = step.op
             self.run_dir.kernel(
@@ -353,6 +393,18 @@ class _Compiler:
                     "function": f"k{step.function}",
                 },
             )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection inside: each one would walk all that tracing has made by then."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def in_short(graph_break: str) -> str:

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from deepcompile.capture import (
     loss_decompositions,
     norm_decompositions,
+    optimizer_decompositions,
     pooling_decompositions,
     small_decompositions,
 )
@@ -89,6 +90,7 @@ def decomposition_table(*, round_statistics: bool = False) -> Mapping[OpOverload
     table.update(loss_decompositions.TABLE)
     table.update(small_decompositions.TABLE)
     table.update(pooling_decompositions.TABLE)
+    table.update(optimizer_decompositions.TABLE)
     return table
 
 

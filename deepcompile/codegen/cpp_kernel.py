@@ -30,11 +30,14 @@ class CppKernel:
 def emit_kernel(kernel: Kernel, name: str) -> CppKernel:
     """The C++ of `kernel` under the function name `name`."""
     expanded = expand(kernel)
-    return _Emitter(expanded, plan(expanded), name).emit()
+    return Emitter(expanded, plan(expanded), name).emit()
 
 
-class _Emitter(Loops):
+class Emitter(Loops):
+    """Puts one kernel together."""
+
     def emit(self) -> CppKernel:
+        """The text of the kernel."""
         self.lines = []
         self._unpack()
         if self.accumulators:

@@ -9,8 +9,9 @@ from importlib import resources
 from ..ir.index import ZERO, Index
 from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
+from .cpp_table import emit_table_kernel, table_support
 from .program import ProgramSpec
-from .steps import ExternStep, KernelStep, TransposeStep
+from .steps import ExternStep, KernelStep, TableStep, TransposeStep
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,25 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
     """C++ of a program. Kernel `i` of the spec becomes the function `k<i>`.
 
     The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
-    i64 threads, int (*extern_call)(int))`; it returns 0, -1 when an extern call failed, or 1 + the
-    number of the step in which the user's index was out of range.
+    i64 threads, int (*extern_call)(int), const i64 *const *tables)`; `tables` are those of the
+    table steps, in order. It returns 0, -1 when an extern call failed, or 1 + the number of the
+    step in which the user's index was out of range.
     """
+    tabular = {step.function for step in spec.steps if isinstance(step, TableStep)}
     kernels: list[CppKernel] = [
-        emit_kernel(op.nest, f"k{number}") for number, op in enumerate(spec.kernels)
+        (emit_table_kernel if number in tabular else emit_kernel)(op.nest, f"k{number}")
+        for number, op in enumerate(spec.kernels)
     ]
     names = list(spec.sizes)
     lines = [
         'extern "C" int deepcompile_program(void **slots, const i64 *sizes, char *workspace,',
-        "                                   i64 threads, int (*extern_call)(int)) {",
+        "                                   i64 threads, int (*extern_call)(int),",
+        "                                   const i64 *const *tables) {",
         "  (void)slots; (void)sizes; (void)workspace; (void)threads; (void)extern_call;",
+        "  (void)tables;",
         "  int failed = 0; (void)failed;",
     ]
-    extern = 0
+    extern = table = 0
     for number, step in enumerate(spec.steps):
         if isinstance(step, ExternStep):
             lines.append(f"  if (extern_call({extern})) return -1;")
@@ -55,11 +61,16 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
         if isinstance(step, TransposeStep):
             lines.append(_transpose(step, names))
             continue
+        if isinstance(step, TableStep):
+            lines.append(f"  k{step.function}(slots, tables[{table}], threads);")
+            table += 1
+            continue
         lines.append(_call(step, names))
         if any(isinstance(instr, Check) for instr in step.op.nest.instructions()):
             lines.append(f"  if (failed) return {number + 1};")
     lines += ["  return 0;", "}"]
-    source = "\n".join([prelude(), *[kernel.body for kernel in kernels], *lines, ""])
+    support = [table_support()] if tabular else []
+    source = "\n".join([prelude(), *support, *[kernel.body for kernel in kernels], *lines, ""])
     return CppProgram(
         source,
         tuple(kernel.body for kernel in kernels),

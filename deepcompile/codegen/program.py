@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from ..cost.gemm import GemmChoice, default_gemm_choice
+from ..ir.batch_op import BatchOp
 from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
 from ..passes.lowering.refusals import CannotLower
 from ..passes.lowering.shapes import args_of, argument, size_index
+from .batch import Batch, CannotTabulate
 from .gemm import Product, gemm_steps
 from .steps import (
     ExternStep,
@@ -95,6 +98,7 @@ class _Maker:
         self.spec = ProgramSpec([], [], [], [], [])
         self.values: dict[Node, Any] = {}
         self.functions: dict[str, int] = {}
+        self.layouts: dict[Any, Layout] = {}
         # Slots that are views which ATen made of the memory of an earlier slot.
         self.aliases: dict[int, int] = {}
 
@@ -129,11 +133,13 @@ class _Maker:
     def _layout(self, value: torch.Tensor) -> Layout:
         if value.layout is not torch.strided:
             raise CannotCompile(f"layout {value.layout}")
-        return Layout(
-            tuple(size_index(size) for size in value.shape),
-            tuple(size_index(stride) for stride in value.stride()),
-            value.dtype,
-        )
+        key = value.shape, value.stride(), value.dtype
+        if not all(type(size) is int for size in (*key[0], *key[1])):
+            return _make_layout(*key)
+        known = self.layouts.get(key)
+        if known is None:
+            known = self.layouts[key] = _make_layout(*key)
+        return known
 
     def _placeholder(self, node: Node) -> None:
         value = node.meta.get("val")
@@ -144,9 +150,11 @@ class _Maker:
             self.values[node] = ref
             self.spec.inputs.append(ref)
             for dim, size in enumerate(value.shape):
-                self._learn(size, _size_of_input(number, dim))
+                if type(size) is not int:
+                    self._learn(size, _size_of_input(number, dim))
             for dim, stride in enumerate(value.stride()):
-                self._learn(stride, _stride_of_input(number, dim))
+                if type(stride) is not int:
+                    self._learn(stride, _stride_of_input(number, dim))
             return
         if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
             index = size_index(value)
@@ -199,6 +207,8 @@ class _Maker:
         value = node.meta.get("val")
         if isinstance(node.target, KernelOp):
             self._kernel(node, node.target)
+        elif isinstance(node.target, BatchOp):
+            self._batch(node, node.target)
         elif node.target is operator.getitem:
             source = self.values[args_of(node)[0]]
             self.values[node] = source[args_of(node)[1]]
@@ -271,15 +281,30 @@ class _Maker:
             slots.append(value.slot)
             offsets.append(value.offset * value.layout.dtype.itemsize)
             tensors.append(value)
-        text = print_kernel(replace(op.nest, name="_"))
-        function = self.functions.get(text)
-        if function is None:
-            function = self.functions[text] = len(self.spec.kernels)
-            self.spec.kernels.append(op)
+        function = self._function(op, "call")
         self.spec.steps.append(
             KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes, tuple(tensors))
         )
         self.values[node] = tuple(results)
+
+    def _function(self, op: KernelOp, kind: str) -> int:
+        """The number of the function for a kernel; equal kernels called in one way share one."""
+        text = f"{kind} {print_kernel(replace(op.nest, name='_'))}"
+        function = self.functions.get(text)
+        if function is None:
+            function = self.functions[text] = len(self.spec.kernels)
+            self.spec.kernels.append(op)
+        return function
+
+    def _batch(self, node: Node, op: BatchOp) -> None:
+        shared, columns = map_arg(args_of(node), self._reference)
+        results = [self._layout(value) for value in node.meta["val"]]
+        try:
+            batch = Batch(op, shared, columns, results, self._slot, self._function)
+        except CannotTabulate as reason:
+            raise CannotCompile(f"{node.name}: {reason}") from None
+        self.spec.steps += batch.steps
+        self.values[node] = tuple(batch.results)
 
     def _product(self, node: Node) -> bool:
         """Emit a float32 matrix product for the library chosen; False to leave it to ATen."""
@@ -312,7 +337,7 @@ class _Maker:
         if schema is not None and schema.is_mutable and target is not aten.copy_.default:
             raise CannotCompile(f"{target} writes into its input")
         value = node.meta.get("val")
-        args, kwargs = torch.fx.node.map_arg((args_of(node), node.kwargs), self._reference)
+        args, kwargs = map_arg((args_of(node), node.kwargs), self._reference)
         if target in _OFFSETS:
             target, args, kwargs = self._rebased(node, args, kwargs)
         out: int | None = None
@@ -401,6 +426,10 @@ def size_hints(graph: GraphModule) -> dict[str, int]:
             if len(names) == 1 and size_index(number) == Index.of(name := next(iter(names))):
                 found[name] = int(number.node.hint)
     return found
+
+
+def _make_layout(shape: Any, strides: Any, dtype: torch.dtype) -> Layout:
+    return Layout(tuple(map(size_index, shape)), tuple(map(size_index, strides)), dtype)
 
 
 def _size_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:

@@ -68,6 +68,21 @@ class KernelStep:
 
 
 @dataclass(frozen=True)
+class TableStep:
+    """A generated kernel for each row of a table, called once.
+
+    A row has the slots of the kernel's buffers, where in them in bytes, and its extent: the value
+    of the kernel's size, if it has one.
+    """
+
+    op: KernelOp
+    function: int
+    slots: tuple[tuple[int, ...], ...]
+    offsets: tuple[tuple[int, ...], ...]
+    extents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ExternStep:
     """A call of ATen: `out` is a slot given as `out=`, else `results` are slots of its results."""
 
@@ -93,7 +108,7 @@ class TransposeStep:
     target_stride: Index
 
 
-Step = KernelStep | ExternStep | TransposeStep
+Step = KernelStep | TableStep | ExternStep | TransposeStep
 
 
 def tensor_refs(value: Any) -> list[TensorRef]:
@@ -111,6 +126,8 @@ def touched(step: Step) -> set[int]:
     """The slots that a step reads or writes."""
     if isinstance(step, KernelStep):
         return set(step.slots)
+    if isinstance(step, TableStep):
+        return set().union(*step.slots)
     if isinstance(step, TransposeStep):
         return {step.source, step.target}
     found = {slot for slot in step.results if slot is not None}

@@ -109,6 +109,10 @@ class _CrossCompiler(_Compiler):
         self.fallbacks: list[tuple[str, str]] = []
         self._made: dict[str, Any] = {}
 
+    @property
+    def makes_tables(self) -> bool:
+        return False
+
     def backend(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls."""
         return compile_through_aot(

@@ -16,6 +16,7 @@ from deepcompile.codegen.steps import (
     KernelStep,
     Layout,
     Step,
+    TableStep,
     TransposeStep,
     tensor_refs,
 )
@@ -29,7 +30,9 @@ def measure_graph(graph: CompiledGraph) -> GraphFacts:
     """The facts of one graph; bytes are None where it never ran and its sizes are symbolic."""
     sizes, arena = _first_run(graph)
     steps = graph.spec.steps if graph.spec is not None else []
-    kernels = [_kernel(graph, step, sizes) for step in steps if isinstance(step, KernelStep)]
+    kernels = [
+        _kernel(graph, step, sizes) for step in steps if isinstance(step, (KernelStep, TableStep))
+    ]
     eager = _bytes_op_by_op(graph)
     moved = eager if graph.fallback is not None else _bytes_moved(graph, steps, kernels, sizes)
     externs = Counter(op for op, _ in graph.externs)
@@ -61,17 +64,33 @@ def _first_run(graph: CompiledGraph) -> tuple[Sizes | None, tuple[int, int] | No
     return (None if names else {}), None
 
 
-def _kernel(graph: CompiledGraph, step: KernelStep, sizes: Sizes | None) -> KernelFacts:
+def _kernel(graph: CompiledGraph, step: KernelStep | TableStep, sizes: Sizes | None) -> KernelFacts:
     nest, origin = step.op.nest, step.op.origin
-    known = sizes is not None and all(name in sizes for name in nest.sizes)
-    cost = traffic(nest, sizes) if known and sizes is not None else None
+    read, written = _kernel_bytes(step, sizes)
     return KernelFacts(
         name=f"{graph.name}.{nest.name}",
         ops=origin.ops,
         lines=origin.lines,
-        bytes_read=cost.bytes_read if cost else None,
-        bytes_written=cost.bytes_written if cost else None,
+        bytes_read=read,
+        bytes_written=written,
     )
+
+
+def _kernel_bytes(
+    step: KernelStep | TableStep, sizes: Sizes | None
+) -> tuple[int | None, int | None]:
+    nest = step.op.nest
+    if isinstance(step, TableStep):
+        rows = Counter(step.extents)
+        costs = [(traffic(nest, dict.fromkeys(nest.sizes, n)), rows[n]) for n in rows]
+        return (
+            sum(cost.bytes_read * count for cost, count in costs),
+            sum(cost.bytes_written * count for cost, count in costs),
+        )
+    if sizes is None or any(name not in sizes for name in nest.sizes):
+        return None, None
+    cost = traffic(nest, sizes)
+    return cost.bytes_read, cost.bytes_written
 
 
 def _bytes_moved(

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from deepcompile.errors import IRSyntaxError
+from deepcompile.ir.batch_op import BatchOp
 from deepcompile.ir.function_names import function_named
 from deepcompile.ir.graph_types import SymbolTable
 
@@ -114,6 +115,7 @@ class _Parser:
         self.line = 0
         self.kernels: dict[str, Any] = dict(kernels)
         self.constants = constants
+        self.graphs: dict[str, GraphModule] = {}
         self.nodes: dict[str, Node] = {}
         self.table = SymbolTable()
 
@@ -163,7 +165,9 @@ class _Parser:
             hint = None if match[2] == "?" else int(match[2])
             self.table.declare(match[1], hint, (match[3], match[4]) if match[3] else None)
         elif text.startswith("graph @"):
-            self.attach(root, text.removeprefix("graph @").removesuffix("{").strip(), self.body())
+            name = text.removeprefix("graph @").removesuffix("{").strip()
+            self.graphs[name] = self.body()
+            self.attach(root, name, self.graphs[name])
         elif text.startswith("constant @"):
             self.constant(_Scanner(text.removeprefix("constant @")), root)
         elif text.startswith("return"):
@@ -226,6 +230,11 @@ class _Parser:
         self.nodes[name] = node
 
     def call(self, word: str, name: str, scanner: _Scanner, graph: Graph) -> Node:
+        if word == "batch":
+            scanner.expect("@")
+            body = scanner.match(_NAME) or ""
+            args, _ = self.arguments(scanner, required=True)
+            return graph.create_node("call_function", self.batch(body, *args), args, name=name)
         if word in ("placeholder", "get_attr", "call_module", "call_method", "kernel"):
             target: Any = name
             if scanner.eat("@"):
@@ -241,6 +250,15 @@ class _Parser:
         function = function_named(word)
         args, kwargs = self.arguments(scanner, required=True)
         return graph.create_node("call_function", function, args, kwargs, name=name)
+
+    def batch(self, name: str, shared: list[Any], columns: list[Any]) -> BatchOp:
+        if name not in self.graphs:
+            raise ValueError(f"batch @{name} needs a graph of that name before it")
+        body = self.graphs[name]
+        given = [node for node in body.graph.nodes if node.op == "placeholder"][len(shared) :]
+        if len(given) != len(columns):
+            raise ValueError(f"graph @{name} takes {len(given)} columns, not {len(columns)}")
+        return BatchOp(name, body, tuple(node.meta["val"].dim() > 0 for node in given))
 
     def end(self, scanner: _Scanner) -> str | None:
         comment = _COMMENT.match(scanner.text, scanner.at)

@@ -13,7 +13,7 @@
 Types are those of `meta["val"]` (see `graph_types`); nodes without it have none. Constants that the
 graph holds come first (`constant @c : f32[2] = [1.0, 2.0]`), so do graphs inside it (`graph @body
 {`). A trailing comment is the line of the user's program. A call of an object with a `nest` prints
-as `kernel @name`.
+as `kernel @name`; a `BatchOp` as `batch @name`, its body as a graph of that name before.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from deepcompile.ir.batch_op import BatchOp
 from deepcompile.ir.function_names import function_name
 from deepcompile.ir.graph_types import SYMBOLIC, expression, print_type, symbols_in
 from deepcompile.ir.origins import origin_of
@@ -48,6 +49,10 @@ def _graph_lines(graph: GraphModule, origins: bool, name: str) -> list[str]:
         str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")
     ):
         lines += ["  " + line for line in _attribute_lines(graph, attribute, origins)]
+    for node in graph.graph.nodes:
+        if isinstance(node.target, BatchOp):
+            body = _graph_lines(node.target.body, origins, node.target.name)
+            lines += ["  " + line for line in body]
     lines += ["  " + _node_line(node, origins) for node in graph.graph.nodes]
     return [*lines, "}"]
 
@@ -87,6 +92,8 @@ def _call(node: Node) -> str:
         return f"{node.op} @{node.target}({inside})"
     if hasattr(node.target, "nest"):
         return f"kernel @{kernel_name(node.target)}({inside})"
+    if isinstance(node.target, BatchOp):
+        return f"batch @{node.target.name}({inside})"
     return f"{function_name(node.target)}({inside})"
 
 

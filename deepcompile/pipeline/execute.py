@@ -96,23 +96,28 @@ def compare_graphs(before: GraphModule, after: GraphModule, seed: int = 0) -> Ag
 def _compare_graphs(before: GraphModule, after: GraphModule, seed: int) -> Agreement | Mismatch:
     inputs = make_inputs(before, seed)
     values = _random_ops(before) == _random_ops(after)
-    if _placeholders(before) != _placeholders(after):
+    alike = _placeholders(before) == _placeholders(after)
+    if not alike:
         if values:
             return Mismatch("the inputs of the graph changed", None, None)
         inputs_after = make_inputs(after, seed)
     else:
         inputs_after = inputs
     try:
-        expected = _run(before, inputs, seed)
+        expected, written = _run(before, inputs, seed)
     except Exception as error:
         raise NotRunnable(f"the graph before the pass: {type(error).__name__}: {error}") from error
     try:
-        actual = _run(after, inputs_after, seed)
+        actual, written_after = _run(after, inputs_after, seed)
     except Exception as error:
         return Mismatch(
             f"the graph after it does not run: {type(error).__name__}: {error}", None, None
         )
     detail, position, error_size = _compare(expected, actual, values)
+    if detail is None and alike:
+        largest = error_size or 0.0
+        detail, _, error_size = _compare(written, written_after, values, "after the run, input")
+        error_size = max(largest, error_size or 0.0)
     if detail is None:
         return Agreement(error_size or 0.0, values)
     node = _first_difference(before, after, inputs, seed) if values else None
@@ -157,10 +162,12 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _run(graph: GraphModule, inputs: Sequence[Any], seed: int) -> list[Any]:
+def _run(graph: GraphModule, inputs: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
+    """The outputs, and the inputs afterwards: a graph may write into them."""
+    given = _fresh(inputs)
     with _reproducible(seed):
-        result = Interpreter(graph).run(*_fresh(inputs), enable_io_processing=False)
-    return list(pytree.tree_leaves(result))
+        result = Interpreter(graph).run(*given, enable_io_processing=False)
+    return list(pytree.tree_leaves(result)), given
 
 
 class _Recorder(Interpreter):
@@ -200,19 +207,21 @@ class _Difference(NamedTuple):
     error: float | None
 
 
-def _compare(expected: list[Any], actual: list[Any], values: bool) -> _Difference:
+def _compare(
+    expected: list[Any], actual: list[Any], values: bool, what: str = "output"
+) -> _Difference:
     if len(expected) != len(actual):
-        return _Difference(f"{len(expected)} outputs became {len(actual)}", None, None)
+        return _Difference(f"{len(expected)} {what}s became {len(actual)}", None, None)
     worst: _Difference | None = None
     largest = 0.0
     for position, (a, b) in enumerate(zip(expected, actual, strict=True)):
         detail, error = _compare_one(a, b, values)
         if detail is not None and error is None:
-            return _Difference(f"output {position}: {detail}", position, None)
+            return _Difference(f"{what} {position}: {detail}", position, None)
         size = error or 0.0
         largest = max(largest, size)
         if detail is not None and (worst is None or size > (worst.error or 0.0)):
-            worst = _Difference(f"output {position}: {detail}", position, size)
+            worst = _Difference(f"{what} {position}: {detail}", position, size)
     return worst or _Difference(None, None, largest)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..codegen.cpp_program import CppProgram
+from ..codegen.cpp_table import table_of
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
+from ..codegen.steps import ExternStep, KernelStep, SizeRef, TableStep, TensorRef, touched
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library
@@ -106,11 +107,21 @@ class Program:
             if not isinstance(step, ExternStep)
             for slot in touched(step)
         )
-        self._inputs = [
-            (number, ref.slot)
-            for number, ref in enumerate(spec.inputs)
-            if isinstance(ref, TensorRef)
+        inputs = [(n, ref.slot) for n, ref in enumerate(spec.inputs) if isinstance(ref, TensorRef)]
+        # Placeholders come first in a graph, so their slots are the first ones, in order.
+        assert [slot for _, slot in inputs] == list(range(len(inputs)))
+        self._inputs = [number for number, _ in inputs]
+        self._no_inputs = [None] * len(inputs)
+        self._held = [s.number for s in spec.slots if s.storage in ("output", "extern")]
+        self._tables = [
+            (ctypes.c_int64 * len(table))(*table)
+            for step in spec.steps
+            if isinstance(step, TableStep)
+            for table in [table_of(step)]
         ]
+        self._table_array = (ctypes.c_void_p * max(len(self._tables), 1))(
+            *map(ctypes.addressof, self._tables)
+        )
         entry_points = openmp_entry_points()
         handle = library.handle
         if entry_points is not None:
@@ -125,6 +136,7 @@ class Program:
             ctypes.c_void_p,
             ctypes.c_int64,
             _CALLBACK,
+            ctypes.c_void_p,
         ]
 
     def __call__(self, args: list[Any]) -> list[Any]:
@@ -144,11 +156,13 @@ class Program:
         except IndexError:  # none, or another thread was faster
             frame = Frame(self)
         tensors, pointers = frame.tensors, frame.pointers
-        for number, slot in self._inputs:
-            tensor = args[number]
-            tensors[slot] = tensor
-            # Tokens that order effects are None when the graph runs.
-            pointers[slot] = None if tensor is None else tensor.data_ptr()
+        given = [args[number] for number in self._inputs]
+        tensors[: len(given)] = given
+        try:
+            pointers[: len(given)] = list(map(_address, given))
+        except TypeError:  # tokens that order effects are None when the graph runs
+            pointers[: len(given)] = [None if t is None else t.data_ptr() for t in given]
+        del given
         args.clear()
         for slot, shape, strides, dtype, nbytes in bound.outputs:
             tensor = OUTPUTS.empty(shape, strides, dtype, nbytes)
@@ -170,8 +184,9 @@ class Program:
             return 0
 
         callback = _CALLBACK(call_extern) if externs else _NO_CALLBACK
+        tables = self._table_array
         try:
-            status = self._entry(pointers, bound.size_array, workspace, threads, callback)
+            status = self._entry(pointers, bound.size_array, workspace, threads, callback, tables)
             if failure:
                 raise failure[0]
             if status:
@@ -192,9 +207,9 @@ class Program:
 
     def _forget(self, frame: Frame) -> None:
         """Drop what the call held, so that nothing outlives it."""
-        for slot in self.spec.slots:
-            if slot.storage in ("input", "output", "extern"):
-                frame.tensors[slot.number] = None
+        frame.tensors[: len(self._inputs)] = self._no_inputs
+        for slot in self._held:
+            frame.tensors[slot] = None
 
     def _output(self, value: Any, bound: Bound, frame: Frame) -> Any:
         if isinstance(value, TensorRef):
@@ -223,11 +238,13 @@ class Program:
         slots = []
         outputs = []
         for slot in self.spec.slots:
+            if slot.storage not in ("output", "arena"):
+                continue
             shape, strides = concrete(slot.layout.shape), concrete(slot.layout.strides)
             nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
             if slot.storage == "output":
                 outputs.append((slot.number, shape, strides, slot.layout.dtype, nbytes))
-            elif slot.storage == "arena":
+            else:
                 lifetimes.append(Lifetime(nbytes, slot.first, slot.last))
                 slots.append((slot.number, shape, strides, slot.layout.dtype))
         arena = plan_arena(lifetimes)
@@ -259,9 +276,10 @@ class Program:
 
     def kernel_calls(self) -> int:
         """How many kernel calls one run makes."""
-        return sum(isinstance(step, KernelStep) for step in self.spec.steps)
+        return sum(isinstance(step, (KernelStep, TableStep)) for step in self.spec.steps)
 
 
+_address = torch.Tensor.data_ptr
 _NO_CALLBACK = _CALLBACK(lambda number: _FAILED)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ...ir.batch_op import BatchOp
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
 from ...ir.origins import origin_of
@@ -157,14 +158,16 @@ class _Writer:
         root: Callable[[Node], Node],
     ) -> None:
         """Reads of an input keep their side of its write."""
+        readers: dict[Node, dict[int, Node | Group]] = {}
+        for key, unit in wanted.items() if mutations else ():
+            if isinstance(unit, Node) and (is_view(unit) or unit.op == "output"):
+                continue
+            for node in self._needs(unit):
+                readers.setdefault(root(node), {})[key] = unit
         for mutation in mutations:
             unit, target = self._unit(mutation), root(args_of(mutation)[0])
-            for key, other in wanted.items():
-                if other is unit or (isinstance(other, Node) and is_view(other)):
-                    continue
-                if isinstance(other, Node) and other.op == "output":
-                    continue
-                if not any(root(node) is target for node in self._needs(other)):
+            for key, other in readers.get(target, {}).items():
+                if other is unit:
                     continue
                 if self._reads_at(other, target, root) < self.plan.order[mutation]:
                     needs[self._key(unit)].append(other)
@@ -249,6 +252,8 @@ def _is_given(node: Node) -> bool:
 
 
 def _has_effect(node: Node) -> bool:
+    if isinstance(node.target, BatchOp):
+        return True
     schema = getattr(node.target, "_schema", None)
     return schema is not None and (schema.is_mutable or node.is_impure())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch.fx import GraphModule, Node
@@ -46,6 +47,11 @@ class Plan:
     descendants: dict[int, int] = field(default_factory=dict)
     mutated: set[Node] = field(default_factory=set)
     rejected: dict[tuple[Node, Node], str] = field(default_factory=dict)
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """The nodes by their order."""
+        return list(self.order)
 
     @property
     def round_always(self) -> bool:

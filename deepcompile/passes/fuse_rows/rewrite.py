@@ -317,15 +317,27 @@ def _adopt(plan: Plan, left: Group, right: Group, merged: Group) -> None:
     above = (plan.descendants[left.id] | plan.descendants[right.id]) & ~members
     for old in (left, right):
         del plan.groups[old.id], plan.ancestors[old.id], plan.descendants[old.id]
-    for other in plan.groups.values():
-        if other.members & below:
-            plan.descendants[other.id] |= members | above
-        if other.members & above:
-            plan.ancestors[other.id] |= members | below
+    for other in _groups_in(plan, below):
+        plan.descendants[other.id] |= members | above
+    for other in _groups_in(plan, above):
+        plan.ancestors[other.id] |= members | below
     plan.groups[merged.id] = merged
     plan.ancestors[merged.id], plan.descendants[merged.id] = below, above
     for node in merged.nodes:
         plan.group_of[node] = merged
+
+
+def _groups_in(plan: Plan, nodes: int) -> list[Group]:
+    """The groups with members among `nodes`, a set of bits."""
+    if nodes.bit_count() > len(plan.groups):
+        return [group for group in plan.groups.values() if group.members & nodes]
+    found: dict[int, Group] = {}
+    while nodes:
+        group = plan.group_of.get(plan.nodes[nodes.bit_length() - 1])
+        if group is not None:
+            found[group.id] = group
+        nodes ^= 1 << (nodes.bit_length() - 1)
+    return list(found.values())
 
 
 def _dissolve(plan: Plan, max_nodes: int) -> None:

@@ -48,9 +48,14 @@ def is_scalar_rule(node: Node) -> bool:
     """Whether a node is pointwise (or a creation, or a gather) with a rule here."""
     if node.op != "call_function":
         return False
-    if node.target in RULES:
+    return has_scalar_rule(node.target)
+
+
+def has_scalar_rule(target: Any) -> bool:
+    """Whether calls of a target have a rule here."""
+    if target in RULES:
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and scalar_op(node.target) is not None
+    return isinstance(target, torch._ops.OpOverload) and scalar_op(target) is not None
 
 
 def lower(b: Builder, node: Node, position: Position) -> int:
