@@ -20,6 +20,7 @@ from ..codegen.triton_schedule import leaner
 from ..ir.interpret import flat_storage
 from .externs import prepare_extern, tensor_of
 from .triton_flags import Flags
+from .triton_interpreter import install
 from .triton_launch import launch, load_source
 
 Action = Callable[["Running"], None]
@@ -59,6 +60,8 @@ class TritonRunner:
     def __init__(
         self, spec: ProgramSpec, code: TritonCode, device: torch.device, folder: Path, note: Note
     ) -> None:
+        if device.type == "cpu":
+            install()
         self.spec = spec
         self.device = device
         self._folder = folder

@@ -30,14 +30,13 @@ triton = pytest.importorskip("triton")
 F = torch.nn.functional
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+from deepcompile.runtime.triton_interpreter import install  # noqa: E402
 from deepcompile.runtime.triton_launch import launch, load_source  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _libdevice() -> None:
     if DEVICE == "cpu":
-        from tests.codegen.libdevice_on_cpu import install
-
         install()
 
 

@@ -353,10 +353,6 @@ def main(lines: TextIO, out: TextIO) -> None:
     warnings.simplefilter("ignore")
     settings = json.loads(lines.readline())
     torch.set_num_threads(settings["threads"])
-    if (settings["options"] or {}).get("codegen") == "triton":
-        from tests.codegen.libdevice_on_cpu import install
-
-        install()
     for line in lines:
         case = Case(**json.loads(line))
         print(json.dumps({"start": case.key}), file=out, flush=True)

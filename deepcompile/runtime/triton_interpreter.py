@@ -5,10 +5,10 @@ The interpreter cuts the low bits off where hardware rounds to nearest even.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +24,10 @@ _OTHER: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@functools.cache
 def install() -> None:
-    """Put the functions in place; Triton must have been imported with TRITON_INTERPRET=1."""
+    """Put the functions in place, once; Triton must have been imported with TRITON_INTERPRET=1."""
+    import numpy as np
     from triton import language
     from triton.language.extra import libdevice
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -39,8 +41,8 @@ def install() -> None:
                 else np.asarray(arg, first.handle.data.dtype)
                 for arg in args
             ]
-            arrays = np.broadcast_arrays(*arrays)
-            made = function(*(torch.from_numpy(np.array(array)) for array in arrays)).numpy()
+            blocks = [torch.from_numpy(np.array(a)) for a in np.broadcast_arrays(*arrays)]
+            made = function(*blocks).numpy()
             scalar = language.int32 if made.dtype == np.int32 else first.dtype
             kind = language.block_type(scalar, list(made.shape)) if made.shape else scalar
             return language.tensor(TensorHandle(made, scalar), kind)
