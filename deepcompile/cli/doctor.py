@@ -18,6 +18,8 @@ import deepcompile
 from deepcompile.cache_dir import cache_dir, make_cache_dir
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
+from deepcompile.errors import CompilerMissing
+from deepcompile.runtime.build import find_compiler
 
 LINKS = ("passes", "codegen", "runtime")
 _PROGRAM = 'extern "C" int deepcompile_doctor(int x) { return x + 1; }\n'
@@ -64,20 +66,17 @@ def _versions() -> list[Finding]:
     return findings
 
 
-def compilers() -> tuple[str, ...]:
-    """C++ compilers to try, in order: CXX alone when it is set."""
-    named = os.environ.get("CXX")
-    return (named,) if named else ("g++", "clang++", "c++")
-
-
 def _compiler() -> list[Finding]:
-    found = next((path for name in compilers() if (path := shutil.which(name))), None)
-    if found is None:
-        return [Finding("C++ compiler", False, f"none of {', '.join(compilers())}; set CXX")]
+    """The compiler that a compile would take, tried on a tiny program."""
+    try:
+        words = find_compiler()
+    except CompilerMissing as error:
+        return [Finding("C++ compiler", False, f"{error}; models on the CPU run in eager")]
+    found = " ".join(words)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "doctor.cpp")
         source.write_text(_PROGRAM)
-        command = [found, "-shared", "-fPIC", "-O1", str(source), "-o", f"{folder}/doctor.so"]
+        command = [*words, "-shared", "-fPIC", "-O1", str(source), "-o", f"{folder}/doctor.so"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -85,6 +84,9 @@ def _compiler() -> list[Finding]:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[0]
         return [Finding("C++ compiler", False, f"{found} fails: {reason}")]
+    wanted = os.environ.get("CXX", "")
+    if wanted and not found.startswith(shutil.which(wanted.split()[0]) or "\0"):
+        found = f"{found}, for there is no {wanted}"
     return [Finding("C++ compiler", True, found)]
 
 
@@ -121,7 +123,15 @@ def _links() -> list[Finding]:
 def _tiny_compile() -> list[Finding]:
     import torch
 
-    x = torch.linspace(-1, 1, 64)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [finding for device in devices for finding in _tiny_compile_on(device)]
+
+
+def _tiny_compile_on(device: str) -> list[Finding]:
+    import torch
+
+    name = f"tiny compile on {device}"
+    x = torch.linspace(-1, 1, 64, device=device)
     compiled = torch.compile(
         lambda t: torch.softmax(t * 2, 0), backend="deepep", options={"strict": True}
     )
@@ -129,8 +139,8 @@ def _tiny_compile() -> list[Finding]:
         error = float((compiled(x) - torch.softmax(x * 2, 0)).abs().max())
     except Exception as failure:  # whatever it is, it is the finding
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
-        return [Finding("tiny compile", False, reason)]
-    return [Finding("tiny compile", error < 1e-5, f"max error {error:.1e}")]
+        return [Finding(name, False, reason)]
+    return [Finding(name, error < 1e-5, f"max error {error:.1e}")]
 
 
 _CHECKS: list[Callable[[], list[Finding]]] = [_versions, _compiler, _entry_point, _cache, _links]

@@ -21,6 +21,7 @@ from deepcompile.cli.main import run
 from deepcompile.options import Options
 from deepcompile.pipeline import registry, spec
 from deepcompile.pipeline.rundir import RunDir
+from deepcompile.runtime.build import find_compiler
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,16 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert found.ok, found.detail
     assert all(finding.ok for finding in doctor_module._links() + doctor_module._cache())
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    assert run(["doctor", "--json"]) == Exit.NO
+    find_compiler.cache_clear()
+    found = doctor_module._compiler()[0]
+    assert found.ok
+    assert "/no/such/compiler" in found.detail
+    monkeypatch.setenv("PATH", "/nowhere")
+    find_compiler.cache_clear()
+    try:
+        assert run(["doctor", "--json"]) == Exit.NO
+    finally:
+        find_compiler.cache_clear()
     document = json.loads(capsys.readouterr().out)
     wrong = [f["name"] for f in document["findings"] if f["ok"] is False]
     assert "C++ compiler" in wrong
