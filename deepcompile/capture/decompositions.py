@@ -91,6 +91,10 @@ def decomposition_table(*, round_statistics: bool = False) -> Mapping[OpOverload
     table.update(small_decompositions.TABLE)
     table.update(pooling_decompositions.TABLE)
     table.update(optimizer_decompositions.TABLE)
+    # There only once torch's own compiler has been imported, which AOTAutograd does.
+    fused = getattr(torch.ops.prims, "fma", None)
+    if fused is not None:
+        table[fused.default] = optimizer_decompositions.multiply_add
     return table
 
 

@@ -201,7 +201,6 @@ def _list_table() -> dict[Any, Callable[..., Any]]:
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: scaled_sum,
     aten.sub.Tensor: scaled_difference,
-    torch.ops.prims.fma.default: multiply_add,
     aten.addcmul.default: addcmul,
     aten.addcdiv.default: addcdiv,
     aten.lerp.Scalar: lerp,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..lowering.rules import has_scalar_rule
+from ..lowering.rules import MULTIPLY_ADD, has_scalar_rule
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -66,7 +66,7 @@ def is_elementwise(target: Any) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
         return False
-    pointwise = torch.Tag.pointwise in target.tags or target is prims.fma.default
+    pointwise = torch.Tag.pointwise in target.tags or str(target) == MULTIPLY_ADD
     return pointwise and has_scalar_rule(target)
 
 

@@ -150,13 +150,6 @@ def _clamp(b: Builder, node: Node, position: Position) -> int:
     return value
 
 
-@rule(torch.ops.prims.fma.default)
-def _fma(b: Builder, node: Node, position: Position) -> int:
-    """What torch writes for the addition of a scaled product, each of the three a number too."""
-    dtype = b.facts[node].dtype
-    return b.apply("fma", *(operand_of(b, value, position, dtype) for value in args_of(node)))
-
-
 @rule(aten.angle.default)
 def _angle(b: Builder, node: Node, position: Position) -> int:
     """Of real numbers: 0, pi below zero (not of -0.0), NaN of NaN."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...ir.ops import BY_ATEN, REGISTER_OF, ScalarOp
+from ...ir.ops import BY_ATEN, OPS, REGISTER_OF, ScalarOp
 from .builder import Builder
 from .operands import compute_dtype, operand_of, result
 from .reductions import lower_reduction, reduction_of
@@ -24,6 +24,9 @@ from .views import Position
 
 Rule = Callable[[Builder, Node, Position], int]
 RULES: dict[Any, Rule] = {}
+MULTIPLY_ADD = "prims.fma.default"
+"""What Dynamo writes for the in-place forms of `addcmul` and `addcdiv`; known by name, as the op is
+there only once torch's own compiler has been imported."""
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -41,7 +44,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 def scalar_op(target: Any) -> ScalarOp | None:
     """The op-table row that is the whole meaning of an overload, if there is one."""
     name = f"{target.namespace}.{target._schema.name.split('::')[1]}.{target._overloadname}"
-    return BY_ATEN.get(name)
+    return OPS["fma"] if name == MULTIPLY_ADD else BY_ATEN.get(name)
 
 
 def is_scalar_rule(node: Node) -> bool:
