@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
@@ -24,6 +25,9 @@ from tests.opinfo.compare import difference
 
 #: Dynamo asks the guards of all graphs of a function in turn; with more than so many, start anew.
 GRAPHS_KEPT = 24
+#: With more samples than this, several are compiled in one graph, and alone if that goes wrong.
+FEW_SAMPLES = 4
+TOGETHER = 24
 
 Options = dict[str, Any]
 #: Outputs, and gradients of what needs one.
@@ -84,8 +88,18 @@ def _check(case: Case, samples: int, options: Options) -> dict[str, Any]:
     found = _Findings()
     compiler = _Compiler(op.op, case.mode == "dynamic", options, found)
     compared = 0
-    for sample in chosen:
-        compared += _one(case, compiler, sample, differentiable, found)
+    together = TOGETHER if len(chosen) > FEW_SAMPLES else 1
+    for start in range(0, len(chosen), together):
+        group = [
+            wanted
+            for sample in chosen[start : start + together]
+            if (wanted := _expected(case, sample, differentiable)) is not None
+        ]
+        if len(group) > 1 and _several(case, group, differentiable, options, found):
+            compared += len(group)
+            continue
+        for wanted in group:
+            compared += _one(case, compiler, wanted, differentiable, found)
     if not compared and not found.problems:
         return {"status": "skipped", "kind": "untraceable", "reason": found.reason() or "no sample"}
     result: dict[str, Any] = {"status": "ok", "kind": found.kind(), "samples": compared}
@@ -178,24 +192,54 @@ def _same_layout(value: Tensor) -> Tensor:
     return result.conj() if value.is_conj() else result
 
 
-def _run(
-    function: Callable[..., Any], sample: Any, wide: bool = False
-) -> tuple[list[Tensor], list[Tensor | None]]:
+def _run(function: Callable[..., Any], sample: Any, wide: bool = False) -> _Results:
     """Outputs, and gradients of a fixed random combination of them."""
     args, kwargs, leaves = _fresh(sample, wide)
     torch.manual_seed(1)
     outputs = _tensors(function(*args, **kwargs))
-    through = [out for out in outputs if out.requires_grad]
+    through, weights = _weighted(sample, outputs)
     if not leaves or not through:
         return [out.detach() for out in outputs], []
+    gradients = torch.autograd.grad(through, leaves, weights, allow_unused=True)
+    return [out.detach() for out in outputs], list(gradients)
+
+
+def _run_together(
+    function: Callable[..., Any], samples: list[Any], finish: Callable[[Any, Any], Any]
+) -> list[_Results]:
+    """`_run` of several samples in one call of `function`, which takes a list of arguments."""
+    given = [_fresh(sample) for sample in samples]
+    torch.manual_seed(1)
+    made = function([(args, kwargs) for args, kwargs, _ in given])
+    results: list[_Results] = []
+    through: list[Tensor] = []
+    weights: list[Tensor] = []
+    leaves: list[Tensor] = []
+    for sample, (_, _, own), result in zip(samples, given, made, strict=True):
+        outputs = _tensors(finish(sample, result))
+        mine, theirs = _weighted(sample, outputs)
+        results.append(([out.detach() for out in outputs], []))
+        if own and mine:
+            results[-1] = (results[-1][0], [None] * len(own))
+            through += mine
+            weights += theirs
+            leaves += own
+    if through:
+        gradients = iter(torch.autograd.grad(through, leaves, weights, allow_unused=True))
+        results = [(outputs, [next(gradients) for _ in own]) for outputs, own in results]
+    return results
+
+
+def _weighted(sample: Any, outputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that have gradients, and what enters there."""
+    through = [out for out in outputs if out.requires_grad]
     weights = []
     for number, out in enumerate(through):
         generator = torch.Generator().manual_seed(number)
         real = torch.rand(out.shape, generator=generator) + 0.5
         weight = real.to(torch.float32 if out.is_complex() else sample_dtype(sample, out))
         weights.append(weight.to(out.dtype))
-    gradients = torch.autograd.grad(through, leaves, weights, allow_unused=True)
-    return [out.detach() for out in outputs], list(gradients)
+    return through, weights
 
 
 def sample_dtype(sample: Any, out: Tensor) -> torch.dtype:
@@ -221,7 +265,7 @@ class _Compiler:
         self._captured = False
         self._graphs = 0
 
-    def run(self, run: Callable[[Callable[..., Any]], _Results]) -> _Results | None:
+    def run(self, run: Callable[[Callable[..., Any]], Any]) -> Any:
         """What `run` returns for the compiled operator; None when that fails, which is recorded."""
         found = self._found
         for whole in (True, False):
@@ -272,31 +316,82 @@ class _Compiler:
         return self._compiled[whole]
 
 
-def _one(
-    case: Case, compiler: _Compiler, sample: Any, differentiable: bool, found: _Findings
-) -> int:
-    def run(function: Callable[..., Any], wide: bool = False) -> _Results:
-        def processed(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            return sample.output_process_fn_grad(result) if differentiable else result
+@dataclass
+class _Expected:
+    """What eager makes of a sample, and what it makes of it in float64, where it can."""
 
-        return _run(processed, sample, wide)
+    sample: Any
+    eager: _Results
+    precise: tuple[list[Tensor] | None, list[Tensor | None]]
 
+
+def _expected(case: Case, sample: Any, differentiable: bool) -> _Expected | None:
+    """None when eager refuses the sample."""
     eager_op = operators()[case.op].op
     try:
-        eager, eager_gradients = run(eager_op)
+        eager = _processed(eager_op, sample, differentiable)
     except Exception:
-        return 0
-    precise: list[Tensor] | None = None
-    precise_gradients: list[Tensor | None] = []
+        return None
+    precise: tuple[list[Tensor] | None, list[Tensor | None]] = (None, [])
     with contextlib.suppress(Exception):
-        precise, precise_gradients = run(eager_op, wide=True)
-    got = compiler.run(run)
+        outputs, gradients = _processed(eager_op, sample, differentiable, wide=True)
+        if [p.shape for p in outputs] == [e.shape for e in eager[0]]:
+            precise = outputs, gradients
+    return _Expected(sample, eager, precise)
+
+
+def _processed(
+    function: Callable[..., Any], sample: Any, differentiable: bool, wide: bool = False
+) -> _Results:
+    def processed(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return sample.output_process_fn_grad(result) if differentiable else result
+
+    return _run(processed, sample, wide)
+
+
+def _one(
+    case: Case, compiler: _Compiler, wanted: _Expected, differentiable: bool, found: _Findings
+) -> int:
+    got = compiler.run(lambda f: _processed(f, wanted.sample, differentiable))
     if got is None:
         return 0
+    _judge(case, got, wanted, found)
+    return 1
+
+
+def _several(
+    case: Case, wanted: list[_Expected], differentiable: bool, options: Options, found: _Findings
+) -> bool:
+    """Samples in one graph, for speed; False, and nothing found, unless all of them are well."""
+    op = operators()[case.op].op
+
+    def each(given: list[Any]) -> list[Any]:
+        return [op(*args, **kwargs) for args, kwargs in given]
+
+    def finish(sample: Any, result: Any) -> Any:
+        return sample.output_process_fn_grad(result) if differentiable else result
+
+    own = _Findings()
+    compiler = _Compiler(each, case.mode == "dynamic", options, own)
+    samples = [w.sample for w in wanted]
+    got = compiler.run(lambda f: _run_together(f, samples, finish))
+    if got is None or own.breaks or own.untraceable or own.problems:
+        return False
+    for results, one in zip(got, wanted, strict=True):
+        _judge(case, results, one, own)
+    if own.problems:
+        return False
+    found.externs |= own.externs
+    found.fallbacks += own.fallbacks
+    found.kernels += own.kernels
+    return True
+
+
+def _judge(case: Case, got: _Results, wanted: _Expected, found: _Findings) -> None:
     outputs, gradients = got
-    if precise is None or [p.shape for p in precise] != [e.shape for e in eager]:
-        precise, precise_gradients = None, []
+    eager, eager_gradients = wanted.eager
+    precise, precise_gradients = wanted.precise
     _compare(case, "output", outputs, eager, precise, found)
     if len(precise_gradients) != len(eager_gradients):
         precise_gradients = [None] * len(eager_gradients)
@@ -313,7 +408,6 @@ def _one(
             reason = difference(mine, theirs, exact)
             if reason is not None:
                 found.problems.append(("wrong", f"gradient {number}: {reason}"))
-    return 1
 
 
 def _is_dynamo(error: Exception) -> bool:
