@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..ir.index import Index, product
+from ..ir.index import Divided, Index, product
 from ..ir.nest import Accumulate, Kernel, Load, Store
 from .schedule import dependence
 
@@ -127,10 +127,33 @@ def _extent(extent: Index, sizes: Mapping[str, int]) -> int:
 
 
 def _spans(kernel: Kernel, sizes: Mapping[str, int]) -> int:
-    """The most elements any buffer has, an upper bound of what indices reach."""
-    return max(
+    """An upper bound of what indices and linear positions reach."""
+    last = {axis.name: max(0, _extent(axis.extent, sizes) - 1) for axis in kernel.axes}
+    largest = max(
         (_extent(product(list(buffer.shape)), sizes) for buffer in kernel.buffers), default=0
     )
+    found = [largest]
+    for axes in (kernel.parallel, kernel.reduced):
+        found.append(_extent(product([axis.extent for axis in axes]), sizes))
+    # A gathered position is one of its buffer.
+    known = {**sizes, **last}
+    for instr in kernel.instructions():
+        if isinstance(instr, (Load, Store)):
+            found.append(_reach(instr.index, known, largest))
+    return max(found)
+
+
+def _reach(index: Index, largest: Mapping[str, int], otherwise: int) -> int:
+    total = 0
+    for monomial, coefficient in index.terms:
+        term = abs(coefficient)
+        for atom in monomial:
+            if isinstance(atom, Divided):
+                term *= _reach(atom.numerator, largest, otherwise)
+            else:
+                term *= largest.get(atom, otherwise)
+        total += term
+    return total
 
 
 def _walks_across(kernel: Kernel) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..ir.index import SIGNED, ZERO, Divided, Index, product
 from ..ir.nest import Accumulate, Kernel, Store, Valued, index_values
@@ -27,13 +27,6 @@ class Extent:
 
 
 UNIFORM = Extent(False, False)
-
-
-@dataclass
-class Names:
-    """What values are called in the scope being written."""
-
-    values: dict[int, str] = field(default_factory=dict)
 
 
 class Writer:

@@ -22,7 +22,7 @@ from deepcompile.backend import recording
 from deepcompile.codegen.triton_kernel import emit_triton
 from deepcompile.codegen.triton_schedule import TritonSchedule, plan_triton
 from deepcompile.ir.interpret import TORCH_DTYPES, interpret
-from deepcompile.ir.nest import Kernel
+from deepcompile.ir.nest import Kernel, Load
 from tests.codegen.triton_models import Transformer
 from tests.numerics.random_graphs import difference, random_graph, run
 
@@ -253,3 +253,25 @@ def test_compiles_for_a_gpu_without_one(model: str, target: str, tmp_path: Path)
     kept = sorted((tmp_path / "runs").glob("*/kernels/*/kernel.ptx"))
     assert len(kept) == len(found["kernels"])
     assert f".target sm_{target.partition(':')[2]}" in kept[0].read_text()
+
+
+def test_a_schedule_takes_64_bits_where_an_index_needs_them() -> None:
+    def far(kernel: Kernel, stride: int) -> Kernel:
+        stage = kernel.stages[0]
+        body = tuple(
+            replace(i, index=i.index * stride) if isinstance(i, Load) else i for i in stage.body
+        )
+        return replace(kernel, stages=(replace(stage, body=body),))
+
+    (nest,) = kernels_of_one(lambda x: x + 1, torch.randn(1000))
+    assert not plan_triton(nest).wide
+    assert not plan_triton(far(nest, 1000)).wide
+    assert plan_triton(far(nest, 10_000_000)).wide
+
+
+def kernels_of_one(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Kernel]:
+    """The nests of one function of one tensor."""
+    torch._dynamo.reset()
+    with recording() as record:
+        torch.compile(function, backend="deepep")(x)
+    return [op.nest for graph in record.graphs for op in graph.kernels]
