@@ -225,8 +225,15 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
         torch.compile(lambda x: x.sin() + 3, backend="deepep", options=options)(torch.ones(3))
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
-@pytest.mark.parametrize("model", ["transformer", "rows"])
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        ("transformer", "cuda:90"),
+        ("rows", "cuda:80"),
+        pytest.param("transformer", "cuda:80", marks=pytest.mark.slow),
+        pytest.param("rows", "cuda:90", marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_for_a_gpu_without_one(model: str, target: str, tmp_path: Path) -> None:
     """No kernel falls back, none spills, and equal layers share their code."""
     factory = Path(__file__).with_name("triton_models.py")
