@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.report import Report
 
 # Shares of the time; what a suite leaves goes to those after it. The rest of the time is for
 # compiles that end after their suite's time.
@@ -112,8 +117,7 @@ def _run(
                 console.print(
                     f"[bold red]the device is broken after {error}; a new process goes on"
                 )
-                report.running(None)
-                _go_on(output, end)
+                _go_on(report, end, folder, begun)
                 return 2
             except Exception:  # one suite must not cost the results of the others
                 traceback.print_exc()
@@ -131,10 +135,18 @@ def _run(
     return 1 if report.ours_failed else 0
 
 
-def _go_on(output: Path | None, end: float) -> None:
+def _go_on(report: Report, end: float, folder: Path, begun: float) -> None:
     """Replace this process by one that resumes; returns where there is no file to resume from."""
-    if output is None:
+    if report.path is None:
         return
+    from benchmarks.gpu.harness import CACHES
+
+    report.running(None)
+    report.data["seconds"] += time.time() - begun
+    report.write()
+    shutil.rmtree(folder, ignore_errors=True)
+    for variable in CACHES:
+        del os.environ[variable]
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--resume"]
     os.execv(sys.executable, [*command, "--minutes", str((end - time.time()) / 60)])

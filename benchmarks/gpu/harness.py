@@ -168,8 +168,8 @@ class Session:
             raise DeviceBroken(f"{suite.name}/{case.name}/{name}") from error
 
     def _clean_up(self) -> None:
-        torch._dynamo.reset()
-        gc.collect()
-        if self.plan.device.type == "cuda":
-            with suppress(RuntimeError):  # where the device is broken, this process is replaced
+        with suppress(RuntimeError):  # where the device is broken, this process is replaced
+            torch._dynamo.reset()
+            gc.collect()
+            if self.plan.device.type == "cuda":
                 torch.cuda.empty_cache()

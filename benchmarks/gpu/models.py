@@ -39,7 +39,7 @@ SIZES = {
 }
 TINY = Sizes(1, 16, 2, 1, 32, 64, 6, 2)
 PATCH = 16
-ROOM_A_SAMPLE = 3 * GIB  # what a sample of the batch may need in eager, weights included
+ROOM_A_SAMPLE = 2 * GIB  # what a sample of the batch may need in eager, weights included
 
 
 class Attention(nn.Module):
