@@ -80,7 +80,7 @@ def _run(
     import torch
     from rich.console import Console
 
-    from benchmarks.gpu.contenders import NAMES
+    from benchmarks.gpu.contenders import NAMES, STAND_IN
     from benchmarks.gpu.harness import DeviceBroken, Session, empty_caches
     from benchmarks.gpu.machine import describe, warm_up
     from benchmarks.gpu.plan import Plan
@@ -98,6 +98,8 @@ def _run(
     torch._dynamo.config.recompile_limit = 64  # all contenders compile the same functions
     report = Report(describe(plan, commit), output, resume=resume)
     console = Console(record=True, width=None if sys.stdout.isatty() else WIDTH)
+    if plan.smoke:
+        console.print(f"[yellow]a smoke run: its numbers mean nothing; {STAND_IN}")
     session = Session(plan, report, folder)
     empty_caches(folder)
     warm_up(plan)
@@ -139,13 +141,13 @@ def _go_on(report: Report, end: float, folder: Path, begun: float) -> None:
     """Replace this process by one that resumes; returns where there is no file to resume from."""
     if report.path is None:
         return
-    from benchmarks.gpu.harness import CACHES
+    from benchmarks.compile import CACHE_VARIABLES
 
     report.running(None)
     report.data["seconds"] += time.time() - begun
     report.write()
     shutil.rmtree(folder, ignore_errors=True)
-    for variable in CACHES:
+    for variable in CACHE_VARIABLES:
         del os.environ[variable]
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--resume"]

@@ -25,6 +25,7 @@ MODES_OF_INDUCTOR: Mapping[str, str | None] = {
     "inductor-max": "max-autotune-no-cudagraphs",
     "inductor-graphs": "reduce-overhead",
 }
+STAND_IN = "aot_eager stands in for Inductor"
 COMPILED = (OURS, *MODES_OF_INDUCTOR)
 NAMES = ("clone", "eager", "foreach", "fused", "cuda-graph", *COMPILED, f"{OURS}-graphs", "liger")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch._inductor.utils import clear_caches
 
+from benchmarks.compile import CACHE_VARIABLES
 from benchmarks.gpu.contenders import Builders, Prepared
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.report import Report, SuiteReport
@@ -27,14 +28,13 @@ Derived = Iterable[tuple[str, str, float, str]]
 """Metric, contender, value and unit."""
 
 PERCENT = " % of clone"
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "DEEPCOMPILE_CACHE_DIR")
 _NUMBERS = itertools.count()
 
 
 def empty_caches(folder: Path) -> None:
     """Let every compiler find nothing on disk: what others compiled before must not help it."""
     fresh = folder / str(next(_NUMBERS))
-    for variable in CACHES:
+    for variable in CACHE_VARIABLES:
         os.environ[variable] = str(fresh / variable.lower())
     clear_caches()  # those that Inductor keeps in memory
 

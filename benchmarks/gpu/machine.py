@@ -13,7 +13,7 @@ import torch
 
 import deepcompile
 from benchmarks._measure import metadata
-from benchmarks.gpu.contenders import COMPILED, compile_as, interpreted
+from benchmarks.gpu.contenders import COMPILED, STAND_IN, compile_as, interpreted
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.timing import CudaClock, Timed
 
@@ -29,7 +29,7 @@ def describe(plan: Plan, commit: str | None) -> dict[str, Any]:
         "quick": plan.quick,
         "cpu_smoke": plan.smoke,
         "caches": "empty at the start",
-        "stand_ins": "aot_eager for Inductor" if plan.smoke else None,
+        "stand_ins": STAND_IN if plan.smoke else None,
         "triton_interpret": os.environ.get("TRITON_INTERPRET"),
     }
     if plan.device.type != "cuda":
