@@ -6,6 +6,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?= -o benchmarks/results/latest.json
+BENCH_GPU_ARGS ?= -o benchmarks/results/latest-gpu.json
 # An index of pip's to take torch from, for example one that has the small build for the CPU.
 TORCH_INDEX ?=
 
@@ -15,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 SOURCES := deepcompile tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow opinfo opinfo-full bench lint format wheel-test clean
+.PHONY: help env demo test test-slow opinfo opinfo-full bench bench-gpu lint format wheel-test clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -39,6 +40,9 @@ opinfo-full: $(VENV)/.installed-dev ## All samples of every operator; goes on wh
 
 bench: $(VENV)/.installed-dev ## Measure against eager and Inductor; BENCH_ARGS=--help tells more
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+bench-gpu: $(VENV)/.installed-dev ## Measure on a GPU, in 8 minutes; BENCH_GPU_ARGS=--help tells more
+	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU_ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff format --check $(SOURCES)

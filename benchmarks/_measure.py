@@ -207,7 +207,10 @@ def metadata() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     root = Path(__file__).parent
-    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:  # a machine without git
+        return ""
     return done.stdout.strip()
 
 

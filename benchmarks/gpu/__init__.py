@@ -1,0 +1,1 @@
+"""Benchmarks on a GPU against eager, Inductor and Liger: `python -m benchmarks.gpu`."""
