@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import statistics
@@ -13,7 +12,7 @@ import torch
 
 import deepcompile
 from benchmarks._measure import metadata
-from benchmarks.gpu.contenders import COMPILED, STAND_IN, compile_as, interpreted
+from benchmarks.gpu.contenders import COMPILED, STAND_IN, compile_as
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.timing import CudaClock, Timed
 
@@ -71,9 +70,6 @@ def warm_up(plan: Plan) -> None:
 
     Failures show later, in the cases.
     """
-    if interpreted(plan):
-        # The interpreter has no libdevice; the tests bring what stands for it.
-        importlib.import_module("tests.codegen.libdevice_on_cpu").install()
     for name in COMPILED:
         if not plan.allows(name):
             continue
