@@ -21,7 +21,7 @@ _FLOOR = {
 # Of `torch.testing.assert_close`.
 _FEW_TOLERANCE = {torch.bfloat16: 1.6e-2, torch.float16: 1e-3}
 #: With fewer elements than this, eager's largest error in half precision is chance.
-FEW = 8
+FEW = 16
 
 
 def difference(got: Tensor, eager: Tensor, precise: Tensor | None) -> str | None:
