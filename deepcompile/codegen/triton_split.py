@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from ..ir.index import Index
 from ..ir.nest import Accumulate, Check, Instr, Kernel, Reduce, Stage, Store
 from ..ir.ops import MONOIDS
-from .triton_kernel import Main, TritonFunction, Workspace, groups_of
+from .triton_function import TritonFunction, Workspace, groups_of
 from .triton_schedule import TritonSchedule, power_of_two
 from .triton_spelling import COMBINE
 from .triton_text import Extent
+from .triton_tiles import Main
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codegen.triton_kernel import TritonFunction, TritonKernel
+from ..codegen.triton_function import TritonFunction
+from ..codegen.triton_kernel import TritonKernel
 from ..ir.interpret import TORCH_DTYPES
 
 
