@@ -302,7 +302,9 @@ class _Compiler:
         compiled.seconds["codegen"] = time.perf_counter() - start
         self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
         start = time.perf_counter()
-        library = build(compiled.code.source, self.options, self.note)
+        library = build(
+            compiled.code.source, self.options, self.note, large=compiled.code.has_long_kernels
+        )
         compiled.program = Program(compiled.spec, compiled.code, library, self.options.threads)
         compiled.seconds["build"] = time.perf_counter() - start
         compiled.cached = library.cached

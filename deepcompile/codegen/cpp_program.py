@@ -10,8 +10,15 @@ from ..ir.index import ZERO, Index
 from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
 from .cpp_table import emit_table_kernel, table_support
-from .program import ProgramSpec
+from .program import CannotCompile, ProgramSpec
 from .steps import ExternStep, KernelStep, TableStep, TransposeStep
+
+LONG_KERNEL = 30_000
+"""Characters of a kernel's text; one of 80,000 took g++ 15 s in full and 1 s without."""
+
+
+LONGEST_KERNEL = 250_000
+"""A kernel with more text than this is not built: that would take minutes and gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,11 @@ class CppProgram:
     source: str
     kernels: tuple[str, ...]
     workspace: tuple[Index, ...]
+
+    @property
+    def has_long_kernels(self) -> bool:
+        """Whether optimising a kernel in full would take a C++ compiler minutes."""
+        return any(len(kernel) > LONG_KERNEL for kernel in self.kernels)
 
 
 @lru_cache(maxsize=1)
@@ -37,12 +49,21 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
     i64 threads, int (*extern_call)(int), const i64 *const *tables)`; `tables` are those of the
     table steps, in order. It returns 0, -1 when an extern call failed, or 1 + the number of the
     step in which the user's index was out of range.
+
+    Raises:
+        CannotCompile: when a kernel's text is too long to build.
     """
     tabular = {step.function for step in spec.steps if isinstance(step, TableStep)}
     kernels: list[CppKernel] = [
         (emit_table_kernel if number in tabular else emit_kernel)(op.nest, f"k{number}")
         for number, op in enumerate(spec.kernels)
     ]
+    for op, kernel in zip(spec.kernels, kernels, strict=True):
+        if len(kernel.body) > LONGEST_KERNEL:
+            where = f" at {', '.join(op.origin.lines)}" if op.origin.lines else ""
+            raise CannotCompile(
+                f"{op.nest.name}{where} would be {len(kernel.body)} characters of C++"
+            )
     names = list(spec.sizes)
     lines = [
         'extern "C" int deepcompile_program(void **slots, const i64 *sizes, char *workspace,',

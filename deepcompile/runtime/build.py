@@ -14,6 +14,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
@@ -41,6 +42,8 @@ FLAGS = (
 )
 _TRAILER = b"\ndeepcompile-sha256:"
 TRIM_EVERY = 16
+LONGEST_BUILD = 120
+"""Seconds after which the C++ compiler is stopped, and the graph runs in eager."""
 
 
 class BuildFailed(Exception):
@@ -102,11 +105,14 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def build(source: str, options: Options, note: Callable[..., None]) -> Library:
+def build(
+    source: str, options: Options, note: Callable[..., None], *, large: bool = False
+) -> Library:
     """Compile `source` or load it from the cache.
 
     Args:
         source: one translation unit.
+        large: it has functions so long that optimising them in full takes minutes and gigabytes.
         options: `cache`, `cache_dir` and `cache_size` are used.
         note: receives `cache-unusable` events with the reason.
 
@@ -115,8 +121,9 @@ def build(source: str, options: Options, note: Callable[..., None]) -> Library:
         BuildFailed: when the compiler refuses the source.
     """
     compiler = find_compiler()
+    flags = (*FLAGS, "-O1") if large else FLAGS
     key = hashlib.sha256(
-        "\0".join([compiler_identity(compiler), " ".join(FLAGS), source]).encode()
+        "\0".join([compiler_identity(compiler), " ".join(flags), source]).encode()
     ).hexdigest()[:32]
     folder = _folder(options, note)
     if folder is not None:
@@ -125,7 +132,7 @@ def build(source: str, options: Options, note: Callable[..., None]) -> Library:
             return found
     with tempfile.TemporaryDirectory(prefix="deepcompile-") as scratch:
         built = Path(scratch) / f"{key}.so"
-        _compile(compiler, source, built)
+        _compile((*compiler, *flags), source, built)
         # The mapping outlives the file; an entry of the cache may be trimmed at any moment.
         library = Library(ctypes.CDLL(str(built)), False, str(built))
         if folder is not None:
@@ -133,15 +140,27 @@ def build(source: str, options: Options, note: Callable[..., None]) -> Library:
         return library
 
 
-def _compile(compiler: tuple[str, ...], source: str, target: Path) -> None:
+def _compile(command: tuple[str, ...], source: str, target: Path) -> None:
     text = target.with_suffix(".cpp")
     text.write_text(source)
-    result = subprocess.run(
-        [*compiler, *FLAGS, str(text), "-o", str(target), "-lm"], capture_output=True, text=True
-    )
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line][:5]
-        raise BuildFailed("; ".join(errors) or result.stderr[-800:] or "no message")
+    # A session of its own: what it has started is ended with it.
+    with subprocess.Popen(
+        [*command, str(text), "-o", str(target), "-lm"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=LONGEST_BUILD)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BuildFailed(f"it took more than {LONGEST_BUILD} s") from None
+            raise
+    if process.returncode:
+        errors = [line for line in said.splitlines() if "error" in line][:5]
+        raise BuildFailed("; ".join(errors) or said[-800:] or "no message")
 
 
 def _folder(options: Options, note: Callable[..., None]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Without a usable C++ compiler models run in eager, right, after one warning."""
+"""Without a usable C++ compiler models run in eager, right; and code that is too long for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from deepcompile.backend import Recording, recording
+from deepcompile.codegen import cpp_program
 from deepcompile.errors import CompilerMissing
 from deepcompile.runtime import build
 
@@ -103,3 +107,45 @@ def test_a_variable_that_names_nothing(monkeypatch: pytest.MonkeyPatch, value: s
             build.find_compiler()
     finally:
         build.find_compiler.cache_clear()
+
+
+class TestLongKernels:
+    """Code that would keep the C++ compiler busy for minutes."""
+
+    @staticmethod
+    def run() -> tuple[Recording, Tensor, Tensor]:
+        torch._dynamo.reset()
+        x = torch.randn(30, 40)
+        with recording() as record:
+            found = torch.compile(_function, backend="deepep", options={"cache": False})(x)
+        return record, found, _function(x)
+
+    def test_is_built_with_less_optimisation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        commands: list[tuple[str, ...]] = []
+        compile_ = build._compile
+        monkeypatch.setattr(
+            build, "_compile", lambda *args: commands.append(args[0]) or compile_(*args)
+        )
+        monkeypatch.setattr(cpp_program, "LONG_KERNEL", 10)
+        record, found, expected = self.run()
+        torch.testing.assert_close(found, expected)
+        assert commands[0][-1] == "-O1"
+        assert record.graphs[0].fallback is None
+
+    def test_is_not_built_beyond_a_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpp_program, "LONGEST_KERNEL", 10)
+        record, found, expected = self.run()
+        torch.testing.assert_close(found, expected)
+        assert "characters of C++" in str(record.graphs[0].fallback)
+
+    def test_a_compiler_that_takes_too_long_is_stopped(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(build, "LONGEST_BUILD", 0.001)
+        record, found, expected = self.run()
+        torch.testing.assert_close(found, expected)
+        assert "more than" in str(record.graphs[0].fallback)
+
+
+def _function(x: Tensor) -> Tensor:
+    return torch.softmax(x * 2, -1) + x.sum(0)
