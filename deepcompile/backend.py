@@ -168,6 +168,10 @@ class _Compiler:
                 raise CompileError(unable)
             self.note("fallback", reason=unable)
             return gm
+        return self.capture(gm, example_inputs)
+
+    def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
         return compile_through_aot(
             gm,
             example_inputs,

@@ -14,7 +14,7 @@ from .program import CannotCompile, ProgramSpec
 from .steps import ExternStep, KernelStep, TableStep, TransposeStep
 
 LONG_KERNEL = 30_000
-"""Characters of a kernel's text; one of 80,000 took g++ 15 s in full and 1 s without."""
+"""Characters of a kernel's text from which on optimising it in full takes many seconds."""
 
 
 LONGEST_KERNEL = 250_000

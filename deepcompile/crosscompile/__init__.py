@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_map
 
 from deepcompile.backend import CompiledGraph, Kind, _Compiler
-from deepcompile.capture.aot import compile_through_aot, interpret
+from deepcompile.capture.aot import interpret
 from deepcompile.codegen.program import make_program, size_hints
 from deepcompile.codegen.triton_program import emit_triton_program
 from deepcompile.codegen.triton_schedule import Gpu
@@ -115,14 +115,7 @@ class _CrossCompiler(_Compiler):
 
     def backend(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls."""
-        return compile_through_aot(
-            gm,
-            example_inputs,
-            compile_graph=self.compile_graph,
-            run_joint_passes=self.run_joint_passes,
-            options=self.options,
-            note=self.note,
-        )
+        return self.capture(gm, example_inputs)
 
     def note(self, event: str, /, **fields: Any) -> None:
         super().note(event, **fields)

@@ -70,8 +70,9 @@ def launch(
         *spaces,
     ]
     if kernel.checks():
-        none = failed if failed is not None else torch.zeros(1, dtype=torch.int32, device=device)
-        arguments.append(none)
+        if failed is None:
+            failed = torch.zeros(1, dtype=torch.int32, device=device)
+        arguments.append(failed)
     spilled = 0
     for function in kernel.functions:
         programs = kernel.programs(function, sizes)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class TritonRunner:
         self._note = note
         # What is known better once it has met the device replaces what was emitted.
         self._kernels: list[TritonKernel | str] = list(code.kernels)
+        self._modules: dict[int, ModuleType] = {}
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily():
             self._constants = [
@@ -194,7 +196,9 @@ class TritonRunner:
             allocate(running)
             tensors = {name: _from(running.tensors[slot], offset) for name, slot, offset in places}
             try:
-                module = load_source(kernel.source, self._folder)
+                module = self._modules.get(step.function)
+                if module is None:
+                    module = self._modules[step.function] = load_source(kernel.source, self._folder)
                 if launch(kernel, module, tensors, known, self._flags.of(step.function)):
                     self._make_leaner(step.function, kernel)
                 self._flags.after_launch()
@@ -215,6 +219,7 @@ class TritonRunner:
             return
         name = kernel.functions[0].name
         self._kernels[function] = emit_triton(kernel.kernel, schedule, name)
+        del self._modules[function]
         self._note("spilled", kernel=kernel.kernel.name, schedule=str(schedule))
 
     def _refuse(self, step: KernelStep, error: Exception) -> None:
