@@ -29,6 +29,11 @@ class Origin:
     ops: tuple[str, ...]
     lines: tuple[str, ...]
 
+    def index_error(self) -> IndexError:
+        """The error of a call in which an index of the user was out of range."""
+        where = f" at {', '.join(self.lines)}" if self.lines else ""
+        return IndexError(f"index out of range in {', '.join(self.ops)}{where}")
+
 
 @dataclass(frozen=True, eq=False)
 class KernelOp:

@@ -52,7 +52,7 @@ def prepare_extern(
                 tensor.stride() != layout[1] or tensor.dtype != layout[2] or not tensor.numel()
             ):
                 if tensor.shape == layout[0]:
-                    tensor = _as_traced(tensor, layout)
+                    tensor = as_traced(tensor, layout)
                 elif slot in read_by_kernels:
                     promised = f"where tracing promised {layout[0]}"
                     raise RuntimeError(f"{target} gave shape {tuple(tensor.shape)} {promised}")
@@ -78,7 +78,7 @@ def step_layout(step: ExternStep, slot: int, sizes: Mapping[str, int]) -> Any:
     )
 
 
-def _as_traced(
+def as_traced(
     tensor: torch.Tensor, layout: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 ) -> torch.Tensor:
     """A result in the strides and dtype that tracing promised to whatever reads it.
@@ -92,7 +92,7 @@ def _as_traced(
     )
     if tensor.dtype == dtype and (not moved or not tensor.numel()):
         return tensor
-    return torch.empty_strided(shape, strides, dtype=dtype).copy_(tensor)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=tensor.device).copy_(tensor)
 
 
 def _template(value: Any, sizes: Mapping[str, int]) -> Any:

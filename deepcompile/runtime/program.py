@@ -201,9 +201,7 @@ class Program:
     def _index_error(self, number: int) -> IndexError:
         step = self.spec.steps[number]
         assert isinstance(step, KernelStep)
-        origin = step.op.origin
-        where = f" at {', '.join(origin.lines)}" if origin.lines else ""
-        return IndexError(f"index out of range in {', '.join(origin.ops)}{where}")
+        return step.op.origin.index_error()
 
     def _forget(self, frame: Frame) -> None:
         """Drop what the call held, so that nothing outlives it."""

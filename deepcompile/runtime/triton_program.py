@@ -19,7 +19,7 @@ from ..codegen.triton_kernel import TritonKernel, emit_triton
 from ..codegen.triton_program import TritonProgram as TritonCode
 from ..codegen.triton_schedule import leaner
 from ..ir.interpret import flat_storage
-from .externs import prepare_extern, tensor_of
+from .externs import as_traced, prepare_extern, tensor_of
 from .triton_flags import Flags
 from .triton_interpreter import install
 from .triton_launch import launch, load_source
@@ -229,9 +229,7 @@ class TritonRunner:
         self._note("fallback", kernel=step.op.nest.name, reason=reason[:2000])
 
     def _index_error(self, kernel: int) -> IndexError:
-        origin = self.spec.kernels[kernel].origin
-        where = f" at {', '.join(origin.lines)}" if origin.lines else ""
-        return IndexError(f"index out of range in {', '.join(origin.ops)}{where}")
+        return self.spec.kernels[kernel].origin.index_error()
 
     def _as_aten(self, step: KernelStep, sizes: Mapping[str, int]) -> Action:
         """The same step by the ATen ops that the kernel was made of."""
@@ -243,17 +241,13 @@ class TritonRunner:
             if buffer.role == "out"
         ]
         layouts = [self.spec.slots[slot].layout for slot in out]
-        strides = [[int(s.evaluate(sizes)) for s in layout.strides] for layout in layouts]
+        strides = [tuple(int(s.evaluate(sizes)) for s in layout.strides) for layout in layouts]
 
         def run(running: Running) -> None:
             results = step.op.eager(*(get(running.tensors) for get in given), *numbers)
             for slot, result, stride in zip(out, results, strides, strict=True):
-                if list(result.stride()) != stride:
-                    moved = torch.empty_strided(
-                        result.shape, stride, dtype=result.dtype, device=result.device
-                    )
-                    result = moved.copy_(result)
-                running.tensors[slot] = result
+                layout = (tuple(result.shape), stride, result.dtype)
+                running.tensors[slot] = as_traced(result, layout)
 
         return run
 
