@@ -45,7 +45,14 @@ from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
 from .runtime.build import BuildFailed, build
 from .runtime.calibrate import measured_gemm_choice
-from .runtime.device import cannot_generate, check_devices, device_of, gpu_of, uses_triton
+from .runtime.device import (
+    cannot_generate,
+    check_devices,
+    device_of,
+    driver_of,
+    gpu_of,
+    uses_triton,
+)
 from .runtime.program import Program
 from .runtime.triton_program import TritonRunner
 
@@ -331,6 +338,12 @@ class _Compiler:
         code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
+        start = time.perf_counter()
+        folder = cache_dir(self.options).parent / "triton"
+        driver = driver_of(self.device)
+        runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
+        runner.prepare(size_hints(graph))
+        compiled.seconds["build"] = time.perf_counter() - start
         for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
             if isinstance(kernel, str):
                 reason = f"kernel {op.nest.name} runs as ATen ops: {kernel}"
@@ -349,8 +362,7 @@ class _Compiler:
             cached=False,
             seconds=compiled.seconds,
         )
-        folder = cache_dir(self.options).parent / "triton"
-        return TritonRunner(compiled.spec, code, self.device, folder, self.note)
+        return runner
 
     def _gemm_choice(self) -> GemmChoice:
         """Which library multiplies matrices; the table's answer wherever bits must repeat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,13 +33,14 @@ class DeviceCode:
     shared: int
 
 
-def compile_function(
-    module: ModuleType, function: TritonFunction, capability: int, divisible: bool = True
-) -> DeviceCode:
-    """Compile a function of a loaded source for `capability` (90 for sm_90); needs no GPU.
+def compile_for(
+    module: ModuleType, function: TritonFunction, capability: int, divisible: Collection[str]
+) -> Any:
+    """Triton's compiled kernel of a function of a loaded source; needs no GPU.
 
     Args:
-        divisible: pointers are multiples of 16 bytes, as those of torch's tensors are.
+        capability: 90 for sm_90.
+        divisible: arguments that are multiples of 16, as pointers of torch's tensors are.
 
     Raises:
         Exception: whatever Triton raises on code that it refuses.
@@ -47,22 +49,37 @@ def compile_function(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    attributes: dict[Any, Any] = {}
-    if divisible:
-        for number, kind in enumerate(function.signature.values()):
-            if kind.startswith("*"):
-                attributes[(number,)] = [["tt.divisibility", 16]]
+    attributes: dict[Any, Any] = {
+        (number,): [["tt.divisibility", 16]]
+        for number, name in enumerate(function.signature)
+        if name in divisible
+    }
     source = ASTSource(
         fn=getattr(module, function.name),
         signature=dict(function.signature),
         constexprs={},
         attrs=attributes,
     )
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": function.warps, "enable_fp_fusion": True},
     )
+
+
+def compile_function(
+    module: ModuleType, function: TritonFunction, capability: int, divisible: bool = True
+) -> DeviceCode:
+    """The code of a function of a loaded source for `capability`, and what it uses.
+
+    Args:
+        divisible: pointers are multiples of 16 bytes.
+
+    Raises:
+        Exception: whatever Triton raises on code that it refuses.
+    """
+    pointers = [name for name, kind in function.signature.items() if kind.startswith("*")]
+    compiled = compile_for(module, function, capability, pointers if divisible else ())
     registers, spilled = _usage(compiled.asm["cubin"], function.name)
     return DeviceCode(compiled.asm["ptx"], registers, spilled, int(compiled.metadata.shared))
 

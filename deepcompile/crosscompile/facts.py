@@ -23,7 +23,7 @@ from deepcompile.cost.gpus import GpuFacts, estimate
 from deepcompile.ir.nest_text import print_kernel
 from deepcompile.ir.origins import origin_of
 from deepcompile.ir.traffic import traffic
-from deepcompile.runtime.triton_launch import load_source
+from deepcompile.runtime.triton_modules import load_source
 
 #: What the CPU graph calls, by what the same model calls on a GPU.
 _ON_GPU = {

@@ -85,9 +85,13 @@ class Holder(Protocol):
 
 
 class ArenaPool:
-    """Blocks lent to running programs. The largest one is kept for the next call."""
+    """Blocks lent to running programs. The largest one is kept for the next call.
 
-    def __init__(self) -> None:
+    On a GPU a pool serves one stream: what comes later in it may overwrite what came earlier.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         self._lock = threading.Lock()
         self._free: list[torch.Tensor] = []
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
@@ -110,8 +114,9 @@ class ArenaPool:
                     return self._free.pop(number)
             # What is too small now is too small next time: let the larger block replace it.
             self._drop_free()
-        block = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-        _advise_huge_pages(block)
+        block = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device=self._device)
+        if self._device.type == "cpu":
+            _advise_huge_pages(block)
         return block
 
     def release(self, block: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch.fx import GraphModule
 from ..codegen.program import CannotCompile
 from ..codegen.triton_schedule import Gpu
 from ..ir.kernel_op import KernelOp
+from .driver import Driver
 
 OLDEST_CAPABILITY = 70
 """Triton makes code for sm_70 and newer."""
@@ -52,6 +54,19 @@ def cannot_generate(device: torch.device, codegen: str) -> str | None:
     if major * 10 + minor < OLDEST_CAPABILITY:
         return f"Triton needs compute capability 7.0, and {device} has {major}.{minor}"
     return None
+
+
+@functools.cache
+def driver_of(device: torch.device) -> Driver:
+    """The driver of a device; that of the CPU runs kernels with Triton's interpreter."""
+    if device.type == "cpu":
+        from .interpreted_driver import InterpretedDriver
+
+        return InterpretedDriver()
+    from .cuda_driver import CudaDriver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return CudaDriver(torch.device("cuda", index))
 
 
 def gpu_of(device: torch.device) -> Gpu:

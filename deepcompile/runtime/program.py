@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
 from .build import Library
 from .externs import Memory, prepare_extern
+from .frame import Frame, Place
 from .recycle import OUTPUTS
 from .threads import openmp_entry_points
 
@@ -36,47 +37,9 @@ class Bound:
     arena_bytes: int
     workspace: int
     outputs: list[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype, int]]
-    arena_slots: list[tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]]
+    places: list[Place]
     externs: list[Callable[[Memory], None]]
     frames: list[Frame]
-
-
-class Frame:
-    """Memory of one running call: the pointer table and a tensor for every slot."""
-
-    def __init__(self, program: Program) -> None:
-        count = len(program.spec.slots)
-        self.pointers = (ctypes.c_void_p * max(count, 1))()
-        self.tensors: list[Any] = [None] * count
-        self.block: torch.Tensor | None = None
-        for slot in program.spec.slots:
-            if slot.constant is not None:
-                self.tensors[slot.number] = slot.constant.detach()
-                self.pointers[slot.number] = slot.constant.data_ptr()
-
-    def bind_arena(self, block: torch.Tensor, bound: Bound) -> int:
-        """Place the arena slots in `block`; returns the address of the workspace behind them."""
-        start = -block.data_ptr() % ALIGNMENT
-        if block is not self.block:
-            for number, offset, shape, strides, dtype in bound.arena_slots:
-                flat = block[start + offset :]
-                usable = flat.numel() // dtype.itemsize * dtype.itemsize
-                view = flat[:usable].view(dtype).as_strided(shape, strides)
-                self.tensors[number] = view
-                self.pointers[number] = block.data_ptr() + start + offset
-            self.block = block
-            POOL.hold(self)
-        return block.data_ptr() + start + bound.arena.size
-
-    def let_go(self, blocks: Sequence[torch.Tensor]) -> None:
-        """Drop the views of a block that the pool no longer keeps."""
-        if self.block is None or not any(block is self.block for block in blocks):
-            return
-        start, end = self.block.data_ptr(), self.block.data_ptr() + self.block.numel()
-        for number, tensor in enumerate(self.tensors):
-            if tensor is not None and start <= tensor.data_ptr() < end:
-                self.tensors[number] = None
-        self.block = None
 
 
 class Program:
@@ -100,6 +63,11 @@ class Program:
         self.threads = threads
         self._names = list(spec.sizes)
         self._bound: dict[tuple[int, ...], Bound] = {}
+        self._constants = [
+            (slot.number, slot.constant.detach())
+            for slot in spec.slots
+            if slot.constant is not None
+        ]
         self._externs = [step for step in spec.steps if isinstance(step, ExternStep)]
         self._read_by_kernels = frozenset(
             slot
@@ -154,7 +122,7 @@ class Program:
         try:
             frame = bound.frames.pop()
         except IndexError:  # none, or another thread was faster
-            frame = Frame(self)
+            frame = Frame(len(self.spec.slots), self._constants)
         tensors, pointers = frame.tensors, frame.pointers
         given = [args[number] for number in self._inputs]
         tensors[: len(given)] = given
@@ -171,7 +139,7 @@ class Program:
         block, workspace = None, 0
         if bound.arena_bytes:
             block = POOL.acquire(bound.arena_bytes)
-            workspace = frame.bind_arena(block, bound)
+            workspace = frame.bind_arena(block, bound.places, bound.arena.size, POOL)
         failure: list[BaseException] = []
         externs = bound.externs
 
@@ -247,7 +215,7 @@ class Program:
                 slots.append((slot.number, shape, strides, slot.layout.dtype))
         arena = plan_arena(lifetimes)
         placed = [
-            (number, offset, shape, strides, dtype)
+            Place(number, offset, shape, strides, dtype)
             for (number, shape, strides, dtype), offset in zip(slots, arena.offsets, strict=True)
         ]
         per_thread = max((int(size.evaluate(sizes)) for size in self.code.workspace), default=0)

@@ -12,26 +12,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .driver import Driver, Event
+
 
 class Flags:
-    """One flag for each of `count` kernels on `device`; `error` makes the exception of a kernel."""
+    """One flag for each of `count` kernels; `error` makes the exception of a kernel."""
 
-    def __init__(
-        self, count: int, device: torch.device, error: Callable[[int], IndexError]
-    ) -> None:
-        self._flags = torch.zeros(count, dtype=torch.int32, device=device)
+    def __init__(self, count: int, driver: Driver, error: Callable[[int], IndexError]) -> None:
+        self._driver = driver
+        self._flags = torch.zeros(count, dtype=torch.int32, device=driver.device)
         self._error = error
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: Event | None = None
         self._copy: Tensor | None = None
 
-    def of(self, kernel: int) -> Tensor:
-        """The flag that kernel number `kernel` sets."""
-        return self._flags[kernel : kernel + 1]
-
-    def after_launch(self) -> None:
-        """Raise what a kernel on a CPU found; on a GPU it is not known yet."""
-        if self._flags.device.type == "cpu":
-            self._raise(self._flags)
+    def address(self, kernel: int) -> int:
+        """Where kernel number `kernel` sets its flag."""
+        return self._flags.data_ptr() + kernel * self._flags.element_size()
 
     def before_call(self) -> None:
         """Raise what earlier calls found, as far as it is known."""
@@ -40,16 +36,16 @@ class Flags:
             self._raise(self._copy)
 
     def after_call(self) -> None:
-        """Send for the flags, unless they are on their way."""
-        if self._flags.device.type == "cpu" or self._arrived is not None:
+        """Send for the flags, unless they are on their way; on a CPU raise what they say."""
+        if self._flags.device.type == "cpu":
+            self._raise(self._flags)
             return
-        if torch.cuda.is_current_stream_capturing():
+        if self._arrived is not None or self._driver.capturing():
             return
         if self._copy is None:
-            self._copy = torch.empty(self._flags.shape, dtype=torch.int32, pin_memory=True)
+            self._copy = self._driver.host_memory(self._flags)
         self._copy.copy_(self._flags, non_blocking=True)
-        self._arrived = torch.cuda.Event()
-        self._arrived.record()
+        self._arrived = self._driver.event()
 
     def _raise(self, flags: Tensor) -> None:
         if not bool(flags.any()):

@@ -1,12 +1,10 @@
-"""Running a compiled graph with Triton kernels: allocate, launch and call ATen, step by step."""
+"""Running a compiled graph with Triton kernels: one walk over a launch table a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import ctypes
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,35 +12,43 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
-from ..codegen.triton_kernel import TritonKernel, emit_triton
+from ..codegen.steps import SizeRef, TensorRef
 from ..codegen.triton_program import TritonProgram as TritonCode
-from ..codegen.triton_schedule import leaner
-from ..ir.interpret import flat_storage
-from .externs import as_traced, prepare_extern, tensor_of
+from ..options import Options
+from .arena import ArenaPool
+from .driver import Driver
+from .externs import tensor_of
+from .frame import Frame
+from .launcher import CALLBACK, load_walker
+from .triton_binding import Binder, Bound
 from .triton_flags import Flags
-from .triton_interpreter import install
-from .triton_launch import launch, load_source
+from .triton_kernels import Note, TritonKernels
 
-Action = Callable[["Running"], None]
-Note = Callable[..., None]
+MOST_SIZES = 256
+"""For how many combinations of sizes a program keeps its table."""
+_FAILED = 1
 
 
 class Running:
-    """The tensors of one call by slot; `pointers` is what calls of ATen also fill, unused here."""
+    """One call at a time: its memory, and the way back from C into Python."""
 
-    def __init__(self, count: int) -> None:
-        self.tensors: list[Any] = [None] * count
-        self.pointers: list[Any] = [None] * count
+    def __init__(self, frame: Frame, bound: Bound) -> None:
+        self.frame = frame
+        self.failure: BaseException | None = None
+        self.callback = CALLBACK(self._call)
+        self._calls = bound.calls
+        self._general = bound.general
 
-
-@dataclass
-class Bound:
-    """A program bound to sizes: what to do at each step, and which slots die after it."""
-
-    sizes: dict[str, int]
-    actions: list[Action]
-    dying: list[tuple[int, ...]]
+    def _call(self, number: int) -> int:
+        try:
+            if number < 0:
+                self._general[-1 - number]()
+            else:
+                self._calls[number](self.frame)
+        except BaseException as error:
+            self.failure = error
+            return _FAILED
+        return 0
 
 
 class TritonRunner:
@@ -51,231 +57,175 @@ class TritonRunner:
     Args:
         spec: slots and steps.
         code: its kernels.
-        device: where the kernels run; the CPU under Triton's interpreter.
+        driver: the device.
+        options: `cache`, `cache_dir`, `cache_size` and `strict` are used.
         folder: where generated modules are kept.
         note: told about each kernel that the device's compiler refuses; that one runs as ATen ops.
+
+    Raises:
+        CompilerMissing, BuildFailed: see `load_walker`.
     """
 
     _boxed_call = True
 
     def __init__(
-        self, spec: ProgramSpec, code: TritonCode, device: torch.device, folder: Path, note: Note
+        self,
+        spec: ProgramSpec,
+        code: TritonCode,
+        driver: Driver,
+        options: Options,
+        folder: Path,
+        note: Note,
     ) -> None:
-        if device.type == "cpu":
-            install()
         self.spec = spec
-        self.device = device
-        self._folder = folder
-        self._note = note
-        # What is known better once it has met the device replaces what was emitted.
-        self._kernels: list[TritonKernel | str] = list(code.kernels)
-        self._modules: dict[int, ModuleType] = {}
+        self.driver = driver
+        self.kernels = TritonKernels(
+            spec.kernels, code.kernels, driver, folder, note, options.strict
+        )
+        self._walk = load_walker(options, note)
         self._bound: dict[tuple[int, ...], Bound] = {}
-        with unset_fake_temporarily():
+        with unset_fake_temporarily(), driver.current():
             self._constants = [
-                (slot.number, slot.constant.detach().to(device))
+                (slot.number, slot.constant.detach().to(driver.device))
                 for slot in spec.slots
                 if slot.constant is not None
             ]
-            self._flags = Flags(len(spec.kernels), device, self._index_error)
+            self._flags = Flags(len(spec.kernels), driver, self._index_error)
         self._checks = any(not isinstance(k, str) and k.checks() for k in code.kernels)
-        self._read_by_kernels = frozenset(
-            slot for step in spec.steps if isinstance(step, KernelStep) for slot in touched(step)
-        )
         self._inputs = [
             (number, ref.slot)
             for number, ref in enumerate(spec.inputs)
             if isinstance(ref, TensorRef)
         ]
+        self._of_a_call = [
+            slot.number for slot in spec.slots if slot.storage not in ("constant", "arena")
+        ]
 
     def __call__(self, args: list[Any]) -> list[Any]:
+        bound = self.bound(args)
+        if self._checks:
+            self._flags.before_call()
+        with torch.no_grad(), self.driver.current():
+            pool = pool_of(self.driver)
+            block = pool.acquire(bound.arena_bytes) if bound.arena_bytes else None
+            try:
+                made = [output.empty(self.driver.device) for output in bound.outputs]
+                results = self.run(bound, args, block, made)
+            finally:
+                if block is not None:
+                    pool.release(block)
+            self.check()
+            return results
+
+    def bound(self, args: list[Any]) -> Bound:
+        """The program for the sizes of these inputs."""
         key = tuple([how(args) for how in self.spec.sizes.values()])
         bound = self._bound.get(key)
         if bound is None:
+            if len(self._bound) >= MOST_SIZES:
+                self._bound.pop(next(iter(self._bound)), None)
             bound = self._bound[key] = self._bind(dict(zip(self.spec.sizes, key, strict=True)))
-        self._flags.before_call()
-        running = Running(len(self.spec.slots))
-        tensors = running.tensors
-        for number, constant in self._constants:
-            tensors[number] = constant
+        return bound
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Compile the kernels for sizes that are likely, if all of them are known."""
+        if all(name in sizes for name in self.spec.sizes):
+            known = {name: sizes[name] for name in self.spec.sizes}
+            self._bound[tuple(known.values())] = self._bind(known)
+
+    def _bind(self, sizes: dict[str, int]) -> Bound:
+        with unset_fake_temporarily(), self.driver.current():
+            return Binder(self.spec, self.kernels, self._flags, sizes).bind()
+
+    def check(self) -> None:
+        """After a run: send for what its index checks have found, or raise it where it is known."""
+        if self._checks:
+            self._flags.after_call()
+
+    def run(
+        self, bound: Bound, args: list[Any], block: Tensor | None, made: list[Tensor]
+    ) -> list[Any]:
+        """Run everything on the current stream, in memory that the caller gives.
+
+        Args:
+            args: the inputs; emptied.
+            block: at least `bound.arena_bytes`, used by nobody else on this stream meanwhile.
+            made: an empty tensor for each of `bound.outputs`.
+        """
+        try:
+            running = bound.idle.pop()
+        except IndexError:  # none, or another thread was faster
+            running = Running(Frame(bound.slots, self._constants), bound)
+        frame = running.frame
+        try:
+            self._place(frame, bound, args, block, made)
+            error = ctypes.c_int()
+            status = self._walk(
+                bound.table,
+                frame.pointers,
+                self.driver.stream(),
+                self.driver.launch,
+                self.driver.copy,
+                running.callback,
+                ctypes.byref(error),
+            )
+            if running.failure is not None:
+                raise running.failure
+            if status:
+                raise self.driver.error(error.value)
+            return [self._output(value, bound.sizes, frame) for value in self.spec.outputs]
+        finally:
+            running.failure = None
+            for slot in self._of_a_call:
+                frame.tensors[slot] = None
+            bound.idle.append(running)
+
+    def _place(
+        self,
+        frame: Frame,
+        bound: Bound,
+        args: list[Any],
+        block: Tensor | None,
+        made: list[Tensor],
+    ) -> None:
+        """Point the frame at this call's memory."""
+        tensors, pointers = frame.tensors, frame.pointers
+        device = self.driver.device
         for number, slot in self._inputs:
             tensor = args[number]
-            if (
-                slot in self._read_by_kernels
-                and tensor is not None
-                and tensor.device != self.device
-            ):
+            if tensor is None:  # tokens that order effects are None when the graph runs
+                pointers[slot] = None
+                continue
+            if tensor.device != device and slot in bound.read_by_kernels:
                 # A number in a tensor of the CPU, which ATen takes on any device.
-                tensor = tensor.to(self.device)
+                tensor = tensor.to(device)
             tensors[slot] = tensor
+            pointers[slot] = tensor.data_ptr()
         args.clear()
-        with torch.no_grad(), self._on_device():
-            for action, dying in zip(bound.actions, bound.dying, strict=True):
-                action(running)
-                for slot in dying:
-                    tensors[slot] = None
-            if self._checks:
-                self._flags.after_call()
-            return [self._output(value, bound.sizes, tensors) for value in self.spec.outputs]
+        for output, tensor in zip(bound.outputs, made, strict=True):
+            tensors[output.slot] = tensor
+            pointers[output.slot] = tensor.data_ptr()
+        if block is not None:
+            frame.bind_arena(block, bound.places, bound.arena.size, pool_of(self.driver))
 
-    def _on_device(self) -> AbstractContextManager[None]:
-        """Triton launches on the current device."""
-        if self.device.type != "cuda" or torch.cuda.current_device() == self.device.index:
-            return nullcontext()
-        return torch.cuda.device(self.device)
-
-    def _output(self, value: Any, sizes: Mapping[str, int], tensors: list[Any]) -> Any:
+    def _output(self, value: Any, sizes: Mapping[str, int], frame: Frame) -> Any:
         if isinstance(value, TensorRef):
-            return tensor_of(value, sizes)(tensors)
+            return tensor_of(value, sizes)(frame.tensors)
         if isinstance(value, SizeRef):
             return int(value.index.evaluate(sizes))
         return value
 
-    # -- binding --------------------------------------------------------------------------------
-
-    def _bind(self, sizes: dict[str, int]) -> Bound:
-        actions: list[Action] = []
-        dying: list[tuple[int, ...]] = []
-        made: set[int] = set()
-        for number, step in enumerate(self.spec.steps):
-            fresh = [
-                self._allocation(slot, sizes)
-                for slot in sorted(touched(step) - made)
-                if self.spec.slots[slot].storage in ("arena", "output")
-            ]
-            made |= touched(step)
-            if isinstance(step, KernelStep):
-                actions.append(self._kernel(step, sizes, fresh))
-            elif isinstance(step, ExternStep):
-                actions.append(_after(fresh, prepare_extern(step, sizes, self._read_by_kernels)))
-            else:
-                raise AssertionError(f"{type(step).__name__} is for the CPU")
-            dying.append(
-                tuple(
-                    slot
-                    for slot in touched(step)
-                    if self.spec.slots[slot].storage in ("arena", "extern")
-                    and self.spec.slots[slot].last == number
-                )
-            )
-        kept = {ref.slot for ref in self.spec.outputs if isinstance(ref, TensorRef)}
-        dying = [tuple(slot for slot in slots if slot not in kept) for slots in dying]
-        return Bound(sizes, actions, dying)
-
-    def _allocation(self, number: int, sizes: Mapping[str, int]) -> Action:
-        layout = self.spec.slots[number].layout
-        shape = [int(size.evaluate(sizes)) for size in layout.shape]
-        strides = [int(stride.evaluate(sizes)) for stride in layout.strides]
-        dtype, device = layout.dtype, self.device
-
-        def allocate(running: Running) -> None:
-            running.tensors[number] = torch.empty_strided(
-                shape, strides, dtype=dtype, device=device
-            )
-
-        return allocate
-
-    def _kernel(self, step: KernelStep, sizes: Mapping[str, int], fresh: list[Action]) -> Action:
-        eager = self._as_aten(step, sizes)
-        if isinstance(self._kernels[step.function], str):
-            return eager
-        known = {name: sizes[name] for name in step.sizes}
-        places = []
-        for buffer, slot, offset in zip(
-            step.op.nest.buffers, step.slots, step.offsets, strict=True
-        ):
-            itemsize = self.spec.slots[slot].layout.dtype.itemsize
-            places.append((buffer.name, slot, int(offset.evaluate(sizes)) // itemsize))
-        allocate = _all(fresh)
-
-        def run(running: Running) -> None:
-            kernel = self._kernels[step.function]
-            if isinstance(kernel, str):
-                eager(running)
-                return
-            allocate(running)
-            tensors = {name: _from(running.tensors[slot], offset) for name, slot, offset in places}
-            try:
-                module = self._modules.get(step.function)
-                if module is None:
-                    module = self._modules[step.function] = load_source(kernel.source, self._folder)
-                if launch(kernel, module, tensors, known, self._flags.of(step.function)):
-                    self._make_leaner(step.function, kernel)
-                self._flags.after_launch()
-            except IndexError:
-                raise
-            except Exception as error:
-                if not _from_compiler(error):
-                    raise
-                self._refuse(step, error)
-                eager(running)
-
-        return run
-
-    def _make_leaner(self, function: int, kernel: TritonKernel) -> None:
-        """Take a schedule that needs fewer registers from the next call on, while there is one."""
-        schedule = leaner(kernel.schedule)
-        if schedule is None:
-            return
-        name = kernel.functions[0].name
-        self._kernels[function] = emit_triton(kernel.kernel, schedule, name)
-        del self._modules[function]
-        self._note("spilled", kernel=kernel.kernel.name, schedule=str(schedule))
-
-    def _refuse(self, step: KernelStep, error: Exception) -> None:
-        """Run a kernel as ATen ops from now on."""
-        reason = f"Triton refused kernel {step.op.nest.name}: {type(error).__name__}: {error}"
-        self._kernels[step.function] = reason[:2000]
-        self._note("fallback", kernel=step.op.nest.name, reason=reason[:2000])
-
     def _index_error(self, kernel: int) -> IndexError:
         return self.spec.kernels[kernel].origin.index_error()
 
-    def _as_aten(self, step: KernelStep, sizes: Mapping[str, int]) -> Action:
-        """The same step by the ATen ops that the kernel was made of."""
-        given = [tensor_of(ref, sizes) for ref in step.given]
-        numbers = [sizes[name] for name in step.sizes]
-        out = [
-            slot
-            for buffer, slot in zip(step.op.nest.buffers, step.slots, strict=True)
-            if buffer.role == "out"
-        ]
-        layouts = [self.spec.slots[slot].layout for slot in out]
-        strides = [tuple(int(s.evaluate(sizes)) for s in layout.strides) for layout in layouts]
 
-        def run(running: Running) -> None:
-            results = step.op.eager(*(get(running.tensors) for get in given), *numbers)
-            for slot, result, stride in zip(out, results, strides, strict=True):
-                layout = (tuple(result.shape), stride, result.dtype)
-                running.tensors[slot] = as_traced(result, layout)
-
-        return run
+_POOLS: dict[tuple[torch.device, int], ArenaPool] = {}
 
 
-def _from(tensor: Tensor, offset: int) -> Tensor:
-    """A tensor that begins `offset` elements behind the first of `tensor`, on the same memory."""
-    flat = flat_storage(tensor) if offset or tensor.device.type == "cpu" else tensor
-    return flat[offset:] if offset else flat
-
-
-def _all(actions: list[Action]) -> Action:
-    def run(running: Running) -> None:
-        for action in actions:
-            action(running)
-
-    return run
-
-
-def _after(first: list[Action], then: Callable[[Any], None]) -> Action:
-    def run(running: Running) -> None:
-        for action in first:
-            action(running)
-        then(running)
-
-    return run
-
-
-def _from_compiler(error: Exception) -> bool:
-    """Whether an error comes from building a kernel rather than from running it."""
-    module = type(error).__module__
-    return module.startswith("triton") and "runtime.interpreter" not in module
+def pool_of(driver: Driver) -> ArenaPool:
+    """The memory for intermediates on the current stream."""
+    key = driver.device, driver.stream()
+    pool = _POOLS.get(key)
+    if pool is None:
+        pool = _POOLS[key] = ArenaPool(driver.device)
+    return pool
