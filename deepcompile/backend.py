@@ -54,6 +54,7 @@ from .runtime.device import (
     uses_triton,
 )
 from .runtime.program import Program
+from .runtime.replay import ReplayingRunner
 from .runtime.triton_program import TritonRunner
 
 _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
@@ -362,6 +363,8 @@ class _Compiler:
             cached=False,
             seconds=compiled.seconds,
         )
+        if self.options.cuda_graphs:
+            return ReplayingRunner(runner, compiled.name, self.note)
         return runner
 
     def _gemm_choice(self) -> GemmChoice:

@@ -23,11 +23,11 @@ _FOREIGN_PREFIXES = (f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}BENCH_")
 
 MODES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    # Launch overhead is already one call per graph on the CPU, so there is nothing to switch on.
-    "reduce-overhead": {},
+    # On the CPU a graph is one call as it is, and the option does nothing there.
+    "reduce-overhead": {"cuda_graphs": True},
     # Inductor's trade of speed for a simpler graph; there is no such trade to make here.
     "lite": {},
-    "max-autotune": {"tune": "measure"},
+    "max-autotune": {"tune": "measure", "cuda_graphs": True},
     "max-autotune-no-cudagraphs": {"tune": "measure"},
 }
 """What each `torch.compile(mode=...)` sets, unless the user sets the same option otherwise."""
@@ -245,6 +245,12 @@ class Options:
         "bool",
         "No choice by timing: same bits on every run with as many threads.",
         in_key=True,
+    )
+    cuda_graphs: bool = _option(
+        False,
+        _bool,
+        "bool",
+        "On a GPU, replay each graph's launches as a CUDA graph where that cannot be noticed.",
     )
     tune: Literal["off", "measure"] = _option(
         "off",

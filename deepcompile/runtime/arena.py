@@ -94,6 +94,7 @@ class ArenaPool:
         self._device = device or torch.device("cpu")
         self._lock = threading.Lock()
         self._free: list[torch.Tensor] = []
+        self._lent: set[int] = set()
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
     def hold(self, holder: Holder) -> None:
@@ -111,17 +112,30 @@ class ArenaPool:
         with self._lock:
             for number, block in enumerate(self._free):
                 if block.numel() >= size:
+                    self._lent.add(id(block))
                     return self._free.pop(number)
             # What is too small now is too small next time: let the larger block replace it.
             self._drop_free()
         block = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device=self._device)
         if self._device.type == "cpu":
             _advise_huge_pages(block)
+        with self._lock:
+            self._lent.add(id(block))
         return block
+
+    def borrow(self, block: torch.Tensor) -> bool:
+        """Take one block that was had before; False when somebody else has it now."""
+        with self._lock:
+            if id(block) in self._lent:
+                return False
+            self._lent.add(id(block))
+            self._free = [other for other in self._free if other is not block]
+            return True
 
     def release(self, block: torch.Tensor) -> None:
         """Give a block back."""
         with self._lock:
+            self._lent.discard(id(block))
             self._free.append(block)
             self._free.sort(key=lambda other: other.numel())
 

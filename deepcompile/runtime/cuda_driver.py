@@ -46,7 +46,8 @@ class CudaDriver:
         major, minor = torch.cuda.get_device_capability(device)
         self._capability = major * 10 + minor
         self._threads = threading.local()
-        self._pool: Any = None
+        # Graphs of one stream never run at the same time, so they share their memory.
+        self._pools: dict[int, Any] = {}
         self._loaded: dict[Any, Loaded] = {}
         self._modules: list[ctypes.c_void_p] = []
 
@@ -119,12 +120,13 @@ class CudaDriver:
         return torch.cuda.is_current_stream_capturing()
 
     def capture(self, run: Callable[[], None]) -> DeviceGraph:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        stream = self.stream()
+        if stream not in self._pools:
+            self._pools[stream] = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             with self._side_stream():
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=self._pools[stream], capture_error_mode="thread_local")
                 try:
                     run()
                 finally:

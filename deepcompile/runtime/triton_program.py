@@ -85,7 +85,7 @@ class TritonRunner:
         self._walk = load_walker(options, note)
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily(), driver.current():
-            self._constants = [
+            self.constants = [
                 (slot.number, slot.constant.detach().to(driver.device))
                 for slot in spec.slots
                 if slot.constant is not None
@@ -103,14 +103,13 @@ class TritonRunner:
 
     def __call__(self, args: list[Any]) -> list[Any]:
         bound = self.bound(args)
-        if self._checks:
-            self._flags.before_call()
+        self.check_before()
         with torch.no_grad(), self.driver.current():
             pool = pool_of(self.driver)
             block = pool.acquire(bound.arena_bytes) if bound.arena_bytes else None
             try:
                 made = [output.empty(self.driver.device) for output in bound.outputs]
-                results = self.run(bound, args, block, made)
+                results = self.run(bound, args, block, made, pool)
             finally:
                 if block is not None:
                     pool.release(block)
@@ -137,13 +136,23 @@ class TritonRunner:
         with unset_fake_temporarily(), self.driver.current():
             return Binder(self.spec, self.kernels, self._flags, sizes).bind()
 
+    def check_before(self) -> None:
+        """Raise what index checks of earlier runs have found, as far as it is known."""
+        if self._checks:
+            self._flags.before_call()
+
     def check(self) -> None:
         """After a run: send for what its index checks have found, or raise it where it is known."""
         if self._checks:
             self._flags.after_call()
 
     def run(
-        self, bound: Bound, args: list[Any], block: Tensor | None, made: list[Tensor]
+        self,
+        bound: Bound,
+        args: list[Any],
+        block: Tensor | None,
+        made: list[Tensor],
+        pool: ArenaPool,
     ) -> list[Any]:
         """Run everything on the current stream, in memory that the caller gives.
 
@@ -151,14 +160,15 @@ class TritonRunner:
             args: the inputs; emptied.
             block: at least `bound.arena_bytes`, used by nobody else on this stream meanwhile.
             made: an empty tensor for each of `bound.outputs`.
+            pool: where `block` is from.
         """
         try:
             running = bound.idle.pop()
         except IndexError:  # none, or another thread was faster
-            running = Running(Frame(bound.slots, self._constants), bound)
+            running = Running(Frame(bound.slots, self.constants), bound)
         frame = running.frame
         try:
-            self._place(frame, bound, args, block, made)
+            self._place(frame, bound, args, block, made, pool)
             error = ctypes.c_int()
             status = self._walk(
                 bound.table,
@@ -187,6 +197,7 @@ class TritonRunner:
         args: list[Any],
         block: Tensor | None,
         made: list[Tensor],
+        pool: ArenaPool,
     ) -> None:
         """Point the frame at this call's memory."""
         tensors, pointers = frame.tensors, frame.pointers
@@ -206,17 +217,20 @@ class TritonRunner:
             tensors[output.slot] = tensor
             pointers[output.slot] = tensor.data_ptr()
         if block is not None:
-            frame.bind_arena(block, bound.places, bound.arena.size, pool_of(self.driver))
+            frame.bind_arena(block, bound.places, bound.arena.size, pool)
 
     def _output(self, value: Any, sizes: Mapping[str, int], frame: Frame) -> Any:
         if isinstance(value, TensorRef):
             return tensor_of(value, sizes)(frame.tensors)
-        if isinstance(value, SizeRef):
-            return int(value.index.evaluate(sizes))
-        return value
+        return plain_output(value, sizes)
 
     def _index_error(self, kernel: int) -> IndexError:
         return self.spec.kernels[kernel].origin.index_error()
+
+
+def plain_output(value: Any, sizes: Mapping[str, int]) -> Any:
+    """An output that is no tensor."""
+    return int(value.index.evaluate(sizes)) if isinstance(value, SizeRef) else value
 
 
 _POOLS: dict[tuple[torch.device, int], ArenaPool] = {}
