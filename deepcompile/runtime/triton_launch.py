@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..codegen.triton_function import TritonFunction
 from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_table import CHUNK, TritonTable
 from ..ir.interpret import TORCH_DTYPES
 
 
@@ -80,6 +81,12 @@ def launch(
             last = [rows] if function.grid == "columns" else []
             spilled = max(spilled, _call(module, function, programs, [*arguments, *last]))
     return spilled
+
+
+def launch_table(table: TritonTable, module: ModuleType, places: Tensor, chunks: Tensor) -> int:
+    """Run a kernel over a table, whose two arrays are on the device; returns what `launch` does."""
+    programs = len(chunks) // CHUNK
+    return _call(module, table.function, programs, [places, chunks]) if programs else 0
 
 
 def _call(module: ModuleType, function: TritonFunction, programs: int, arguments: list[Any]) -> int:
