@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +15,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, SizeRef, TensorRef, touched
+from ..codegen.steps import ExternStep, KernelStep, SizeRef, TableStep, TensorRef, touched
 from ..codegen.triton_kernel import TritonKernel, emit_triton
 from ..codegen.triton_program import TritonProgram as TritonCode
 from ..codegen.triton_schedule import leaner
+from ..codegen.triton_table import TritonTable, chunks_of, places_of
 from ..ir.interpret import flat_storage
 from .externs import as_traced, prepare_extern, tensor_of
 from .triton_flags import Flags
 from .triton_interpreter import install
-from .triton_launch import launch, load_source
+from .triton_launch import launch, launch_table, load_source
 
 Action = Callable[["Running"], None]
 Note = Callable[..., None]
@@ -68,7 +70,7 @@ class TritonRunner:
         self._folder = folder
         self._note = note
         # What is known better once it has met the device replaces what was emitted.
-        self._kernels: list[TritonKernel | str] = list(code.kernels)
+        self._kernels: list[TritonKernel | TritonTable | str] = list(code.kernels)
         self._modules: dict[int, ModuleType] = {}
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily():
@@ -78,9 +80,12 @@ class TritonRunner:
                 if slot.constant is not None
             ]
             self._flags = Flags(len(spec.kernels), device, self._index_error)
-        self._checks = any(not isinstance(k, str) and k.checks() for k in code.kernels)
+        self._checks = any(isinstance(k, TritonKernel) and k.checks() for k in code.kernels)
         self._read_by_kernels = frozenset(
-            slot for step in spec.steps if isinstance(step, KernelStep) for slot in touched(step)
+            slot
+            for step in spec.steps
+            if isinstance(step, (KernelStep, TableStep))
+            for slot in touched(step)
         )
         self._inputs = [
             (number, ref.slot)
@@ -146,6 +151,8 @@ class TritonRunner:
             made |= touched(step)
             if isinstance(step, KernelStep):
                 actions.append(self._kernel(step, sizes, fresh))
+            elif isinstance(step, TableStep):
+                actions.append(self._table(step, fresh))
             elif isinstance(step, ExternStep):
                 actions.append(_after(fresh, prepare_extern(step, sizes, self._read_by_kernels)))
             else:
@@ -177,7 +184,7 @@ class TritonRunner:
 
     def _kernel(self, step: KernelStep, sizes: Mapping[str, int], fresh: list[Action]) -> Action:
         eager = self._as_aten(step, sizes)
-        if isinstance(self._kernels[step.function], str):
+        if not isinstance(self._kernels[step.function], TritonKernel):
             return eager
         known = {name: sizes[name] for name in step.sizes}
         places = []
@@ -190,15 +197,13 @@ class TritonRunner:
 
         def run(running: Running) -> None:
             kernel = self._kernels[step.function]
-            if isinstance(kernel, str):
+            if not isinstance(kernel, TritonKernel):
                 eager(running)
                 return
             allocate(running)
             tensors = {name: _from(running.tensors[slot], offset) for name, slot, offset in places}
             try:
-                module = self._modules.get(step.function)
-                if module is None:
-                    module = self._modules[step.function] = load_source(kernel.source, self._folder)
+                module = self._module(step.function, kernel.source)
                 if launch(kernel, module, tensors, known, self._flags.of(step.function)):
                     self._make_leaner(step.function, kernel)
                 self._flags.after_launch()
@@ -212,6 +217,50 @@ class TritonRunner:
 
         return run
 
+    def _table(self, step: TableStep, fresh: list[Action]) -> Action:
+        """All rows in one launch; their addresses are sent again only when they have changed."""
+        table = self._kernels[step.function]
+        if not isinstance(table, TritonTable):
+            return _after(fresh, partial(_rows_as_aten, step))
+        allocate, slots = _all(fresh), sorted(touched(step))
+        chunks = self._sent(chunks_of(step.extents, table.block))
+        sent: list[int] = []
+        places = self._sent(sent)
+
+        def run(running: Running) -> None:
+            nonlocal sent, places
+            allocate(running)
+            table = self._kernels[step.function]
+            if not isinstance(table, TritonTable):
+                _rows_as_aten(step, running)
+                return
+            addresses = {slot: running.tensors[slot].data_ptr() for slot in slots}
+            wanted = places_of(step, addresses)
+            if wanted != sent:
+                sent, places = wanted, self._sent(wanted)
+            try:
+                module = self._module(step.function, table.source)
+                launch_table(table, module, places, chunks)
+            except Exception as error:
+                if not _from_compiler(error):
+                    raise
+                self._refuse(step, error)
+                _rows_as_aten(step, running)
+
+        return run
+
+    def _sent(self, numbers: list[int]) -> Tensor:
+        """Numbers in the device's memory, without waiting for it."""
+        pinned = self.device.type == "cuda"
+        tensor = torch.tensor(numbers, dtype=torch.int64, pin_memory=pinned)
+        return tensor.to(self.device, non_blocking=True)
+
+    def _module(self, function: int, source: str) -> ModuleType:
+        module = self._modules.get(function)
+        if module is None:
+            module = self._modules[function] = load_source(source, self._folder)
+        return module
+
     def _make_leaner(self, function: int, kernel: TritonKernel) -> None:
         """Take a schedule that needs fewer registers from the next call on, while there is one."""
         schedule = leaner(kernel.schedule)
@@ -222,7 +271,7 @@ class TritonRunner:
         del self._modules[function]
         self._note("spilled", kernel=kernel.kernel.name, schedule=str(schedule))
 
-    def _refuse(self, step: KernelStep, error: Exception) -> None:
+    def _refuse(self, step: KernelStep | TableStep, error: Exception) -> None:
         """Run a kernel as ATen ops from now on."""
         reason = f"Triton refused kernel {step.op.nest.name}: {type(error).__name__}: {error}"
         self._kernels[step.function] = reason[:2000]
@@ -250,6 +299,24 @@ class TritonRunner:
                 running.tensors[slot] = as_traced(result, layout)
 
         return run
+
+
+def _rows_as_aten(step: TableStep, running: Running) -> None:
+    """A table step by the ATen ops that its kernel was made of, one row after another."""
+    nest = step.op.nest
+    for slots, offsets, extent in zip(step.slots, step.offsets, step.extents, strict=True):
+        sizes = dict.fromkeys(nest.sizes, extent)
+        given: list[Tensor] = []
+        made: list[Tensor] = []
+        for buffer, slot, offset in zip(nest.buffers, slots, offsets, strict=True):
+            tensor = running.tensors[slot]
+            shape = tuple(int(size.evaluate(sizes)) for size in buffer.shape)
+            first = tensor.storage_offset() + offset // tensor.element_size()
+            row = tensor.as_strided(shape, (1,) * len(shape), first)
+            (made if buffer.role == "out" else given).append(row)
+        results = step.op.eager(*given, *sizes.values())
+        for row, result in zip(made, results, strict=True):
+            row.copy_(result)
 
 
 def _from(tensor: Tensor, offset: int) -> Tensor:
