@@ -289,20 +289,14 @@ class _Compiler:
         phase = self.pipeline.graph
         if kind == "inference":
             phase = (*self.pipeline.joint, *phase)
-        if self.makes_tables:
-            graph = self._run_passes(phase, gm, kind, name)
-            try:
-                self._run_passes_on_bodies(graph, kind, name)
-                return graph
-            except CannotTabulate as error:
-                self.note("batch-rejected", graph=name, reason=str(error))
+        graph = self._run_passes(phase, gm, kind, name)
+        try:
+            self._run_passes_on_bodies(graph, kind, name)
+            return graph
+        except CannotTabulate as error:
+            self.note("batch-rejected", graph=name, reason=str(error))
         phase = tuple(pass_ for pass_ in phase if pass_.name != "batch-updates")
         return self._run_passes(phase, gm, kind, name)
-
-    @property
-    def makes_tables(self) -> bool:
-        """Whether kernels that run over tables of rows can be written: not yet in Triton."""
-        return not uses_triton(self.device, self.options.codegen)
 
     def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         if uses_triton(self.device, self.options.codegen):

@@ -12,7 +12,7 @@ from .triton_schedule import TritonSchedule
 from .triton_spelling import POINTER
 from .triton_values import Values
 
-Grid = Literal["tiles", "splits", "points", "columns"]
+Grid = Literal["tiles", "splits", "points", "columns", "table"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class TritonFunction:
         text: its source, without the header of the module.
         signature: argument name -> type, in order ("*fp32", "i64").
         warps: warps of a program.
-        grid: what its programs are: "tiles" of points, "splits" of each row, "points", or blocks
-            of "columns" of the row.
+        grid: what its programs are: "tiles" of points, "splits" of each row, "points", blocks of
+            "columns" of the row, or chunks of the rows of a "table".
     """
 
     name: str

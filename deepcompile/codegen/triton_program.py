@@ -6,23 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .program import ProgramSpec
+from .steps import TableStep
 from .triton_kernel import TritonKernel, emit_triton
 from .triton_schedule import Gpu, plan_triton
 from .triton_spelling import CannotEmit
+from .triton_table import TritonTable, emit_triton_table
 
 
 @dataclass(frozen=True)
 class TritonProgram:
     """Kernel `i` of the spec as Triton, or the reason why it runs as its ATen ops."""
 
-    kernels: tuple[TritonKernel | str, ...]
+    kernels: tuple[TritonKernel | TritonTable | str, ...]
 
 
 def emit_triton_program(spec: ProgramSpec, hints: Mapping[str, int], gpu: Gpu) -> TritonProgram:
     """Triton of a program; `hints` are likely values of its sizes."""
-    made: list[TritonKernel | str] = []
-    for op in spec.kernels:
+    tabular = {step.function for step in spec.steps if isinstance(step, TableStep)}
+    made: list[TritonKernel | TritonTable | str] = []
+    for number, op in enumerate(spec.kernels):
         try:
+            if number in tabular:
+                made.append(emit_triton_table(op.nest, "kernel"))
+                continue
             known = {name: hints[name] for name in op.nest.sizes if name in hints}
             made.append(emit_triton(op.nest, plan_triton(op.nest, known, gpu), "kernel"))
         except CannotEmit as reason:

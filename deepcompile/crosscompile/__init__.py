@@ -109,10 +109,6 @@ class _CrossCompiler(_Compiler):
         self.fallbacks: list[tuple[str, str]] = []
         self._made: dict[str, Any] = {}
 
-    @property
-    def makes_tables(self) -> bool:
-        return False
-
     def backend(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls."""
         return self.capture(gm, example_inputs)

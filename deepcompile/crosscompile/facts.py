@@ -14,11 +14,12 @@ from torch.utils.flop_counter import flop_registry
 
 from deepcompile.backend import CompiledGraph
 from deepcompile.cache_dir import cache_dir
-from deepcompile.codegen.steps import ExternStep, KernelStep
+from deepcompile.codegen.steps import ExternStep, KernelStep, TableStep
 from deepcompile.codegen.triton_build import DeviceCode, compile_function
 from deepcompile.codegen.triton_kernel import TritonKernel, emit_triton
 from deepcompile.codegen.triton_program import TritonProgram
 from deepcompile.codegen.triton_schedule import leaner
+from deepcompile.codegen.triton_table import TritonTable
 from deepcompile.cost.gpus import GpuFacts, estimate
 from deepcompile.ir.nest_text import print_kernel
 from deepcompile.ir.origins import origin_of
@@ -41,7 +42,7 @@ _DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 class Built:
     """A kernel under the schedule that was taken, and its functions' code."""
 
-    kernel: TritonKernel
+    kernel: TritonKernel | TritonTable
     functions: tuple[DeviceCode, ...]
 
     @property
@@ -130,11 +131,11 @@ def kernel_facts(
 ) -> Iterator[Kernel]:
     """The kernels of a graph, each distinct source compiled once; `made` keeps those by source."""
     assert compiled.spec is not None
-    for number, step in enumerate(s for s in compiled.spec.steps if isinstance(s, KernelStep)):
+    steps = [s for s in compiled.spec.steps if isinstance(s, (KernelStep, TableStep))]
+    for number, step in enumerate(steps):
         triton = code.kernels[step.function]
         name = f"{compiled.name}.k{number}"
-        known = {size: sizes[size] for size in step.sizes if size in sizes}
-        moved = traffic(step.op.nest, known).bytes_moved
+        moved = _bytes_moved(step, sizes)
         facts: dict[str, Any] = {
             "name": name,
             "ops": step.op.origin.ops,
@@ -168,22 +169,32 @@ def kernel_facts(
         )
 
 
-def _build(kernel: TritonKernel, gpu: GpuFacts) -> Built | str:
+def _bytes_moved(step: KernelStep | TableStep, sizes: Mapping[str, int]) -> int:
+    nest = step.op.nest
+    if isinstance(step, TableStep):
+        rows = (dict.fromkeys(nest.sizes, extent) for extent in step.extents)
+        return sum(traffic(nest, known).bytes_moved for known in rows)
+    known = {size: sizes[size] for size in step.sizes if size in sizes}
+    return traffic(nest, known).bytes_moved
+
+
+def _build(kernel: TritonKernel | TritonTable, gpu: GpuFacts) -> Built | str:
     """Compile a kernel, with leaner schedules as long as it spills."""
     best: Built | None = None
     while True:
         module = load_source(kernel.source, cache_dir().parent / "triton")
+        functions = (kernel.function,) if isinstance(kernel, TritonTable) else kernel.functions
         try:
-            made = tuple(compile_function(module, f, gpu.capability) for f in kernel.functions)
+            made = tuple(compile_function(module, f, gpu.capability) for f in functions)
         except Exception as error:  # whatever Triton raises, the kernel has ATen ops to run as
             return f"{type(error).__name__}: {error}"
         found = Built(kernel, made)
         if best is None or found.spilled < best.spilled:
             best = found
-        schedule = leaner(kernel.schedule)
+        schedule = None if isinstance(kernel, TritonTable) else leaner(kernel.schedule)
         if not found.spilled or schedule is None:
             return best
-        kernel = emit_triton(kernel.kernel, schedule, kernel.functions[0].name)
+        kernel = emit_triton(kernel.kernel, schedule, functions[0].name)
 
 
 def extern_facts(compiled: CompiledGraph, graph: GraphModule, gpu: GpuFacts) -> Iterator[Extern]:

@@ -42,7 +42,6 @@ class CudaDriver:
         self.device = device
         self._library = ctypes.CDLL(LIBRARY)
         self.launch = ctypes.cast(self._library.cuLaunchKernel, ctypes.c_void_p)
-        self.copy = ctypes.cast(self._library.cuMemcpyHtoDAsync_v2, ctypes.c_void_p)
         major, minor = torch.cuda.get_device_capability(device)
         self._capability = major * 10 + minor
         self._threads = threading.local()

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..codegen.program import CannotCompile
 from ..codegen.triton_schedule import Gpu
+from ..ir.batch_op import BatchOp
 from ..ir.kernel_op import KernelOp
+from ..passes.lowering.shapes import args_of
 from .driver import Driver
 
 OLDEST_CAPABILITY = 70
@@ -80,21 +82,39 @@ def gpu_of(device: torch.device) -> Gpu:
 def check_devices(graph: GraphModule, device: torch.device) -> None:
     """Refuse a graph whose kernels would read or write on several devices.
 
-    A number in a tensor of the CPU is fine: it is copied over.
+    A number in a tensor of the CPU is fine where it is only read: it is copied over.
 
     Raises:
         CannotCompile: naming the kernel.
     """
     for node in graph.graph.nodes:
-        if not isinstance(node.target, KernelOp):
+        if not isinstance(node.target, (KernelOp, BatchOp)):
             continue
+        written = _written(node)
         for source in node.all_input_nodes:
             value = source.meta.get("val")
             if not isinstance(value, torch.Tensor) or value.device == device:
                 continue
-            if value.device.type == "cpu" and value.ndim == 0:
+            if value.device.type == "cpu" and value.ndim == 0 and source not in written:
                 continue
-            raise CannotCompile(f"{node.name} reads from {value.device} and runs on {device}")
+            does = "writes to" if source in written else "reads from"
+            raise CannotCompile(f"{node.name} {does} {value.device} and runs on {device}")
         for value in node.meta["val"]:
             if value.device != device:
                 raise CannotCompile(f"{node.name} writes to {value.device} and runs on {device}")
+
+
+def _written(node: Node) -> set[Node]:
+    """The arguments that a kernel, or the kernels of a batch, change in place."""
+    op = node.target
+    if isinstance(op, KernelOp):
+        given = [buffer for buffer in op.nest.buffers if buffer.role != "out"]
+        tensors = zip(given, args_of(node), strict=False)
+        return {source for buffer, source in tensors if buffer.role == "inout"}
+    if not isinstance(op, BatchOp):
+        return set()
+    inside = set().union(*map(_written, op.body.graph.nodes))
+    shared, columns = args_of(node)
+    rows = [n for n in op.body.graph.nodes if n.op == "placeholder"][len(shared) :]
+    changed = [c for row, c in zip(rows, columns, strict=True) if row in inside]
+    return {source for column in changed for source in column}

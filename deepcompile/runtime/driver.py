@@ -64,12 +64,10 @@ class Driver(Protocol):
     Attributes:
         device: torch's name of it.
         launch: address of a C function like `cuLaunchKernel`.
-        copy: address of a C function like `cuMemcpyHtoDAsync`.
     """
 
     device: torch.device
     launch: ctypes.c_void_p
-    copy: ctypes.c_void_p
 
     def load(
         self, module: ModuleType, function: TritonFunction, divisible: frozenset[str]
@@ -85,7 +83,7 @@ class Driver(Protocol):
         ...
 
     def error(self, status: int) -> Exception:
-        """What a status other than 0 of `launch` or `copy` means."""
+        """What a status other than 0 of `launch` means."""
         ...
 
     def current(self) -> AbstractContextManager[object]:

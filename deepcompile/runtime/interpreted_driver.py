@@ -25,9 +25,6 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_void_p),
     ctypes.c_void_p,
 )
-_COPY = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p
-)
 _POINTED: Mapping[str, torch.dtype] = {
     pointer: TORCH_DTYPES[dtype] for dtype, pointer in POINTER.items()
 }
@@ -47,11 +44,9 @@ class InterpretedDriver:
         self.device = torch.device("cpu")
         self._functions: list[tuple[Any, TritonFunction]] = []
         self._failure: BaseException | None = None
-        # Kept: C calls them for as long as the driver lives.
+        # Kept: C calls it for as long as the driver lives.
         self._c_launch = _LAUNCH(self._launch)
-        self._c_copy = _COPY(self._copy)
         self.launch = ctypes.cast(self._c_launch, ctypes.c_void_p)
-        self.copy = ctypes.cast(self._c_copy, ctypes.c_void_p)
 
     def load(
         self, module: ModuleType, function: TritonFunction, divisible: frozenset[str]
@@ -103,10 +98,6 @@ class InterpretedDriver:
     def run(self, kernel: Any, programs: int, arguments: list[Any]) -> None:
         """Run a function; a place to look at launches, or to keep them."""
         kernel[(programs,)](*arguments)
-
-    def _copy(self, target: int, source: int, size: int, stream: int) -> int:
-        ctypes.memmove(target, source, size)
-        return 0
 
 
 def _argument(kind: str, value: int) -> Any:

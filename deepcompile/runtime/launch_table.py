@@ -3,7 +3,6 @@
 A table is a row of i64, one record after another, each with its kind first:
 
     CALL number                                                  back into Python
-    PLACES slot host count (slot offset)*count                   addresses, copied to the device
     LAUNCH assuming general programs count (kind first second)*count
     END
 
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-END, LAUNCH, CALL, PLACES = range(4)
+END, LAUNCH, CALL = range(3)
 POINTER, ALIGNED, NUMBER = range(3)
 MOST_ARGUMENTS = 512
 ALIGNMENT = 16
@@ -55,13 +54,9 @@ class LaunchTable:
         """Call back into Python."""
         self.numbers += (CALL, number)
 
-    def places(self, slot: int, sources: Sequence[tuple[int, int]]) -> None:
-        """Write the addresses of `sources` (slots and bytes behind) to where `slot` points."""
-        host = (ctypes.c_int64 * max(len(sources), 1))()
-        self._kept.append(host)
-        self.numbers += (PLACES, slot, ctypes.addressof(host), len(sources))
-        for source in sources:
-            self.numbers += source
+    def keep(self, thing: Any) -> None:
+        """Keep alive what the table has the address of."""
+        self._kept.append(thing)
 
     def launch(
         self,
@@ -81,6 +76,6 @@ class LaunchTable:
 
     def done(self) -> Any:
         """The numbers as C sees them; they keep alive all that they point to."""
-        array = (ctypes.c_int64 * (len(self.numbers) + 1))(*self.numbers, END)
+        array: Any = (ctypes.c_int64 * (len(self.numbers) + 1))(*self.numbers, END)
         array.kept = self._kept
         return array

@@ -8,6 +8,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from torch import Tensor
+
 from ..options import Options
 from .build import build
 
@@ -20,22 +22,35 @@ def _text() -> str:
     return (resources.files(__package__) / "launcher.h").read_text()
 
 
-def load_walker(options: Options, note: Callable[..., None]) -> Any:
-    """`walk(table, slots, stream, launch, copy, call, error)` as launcher.h has it.
+class Launcher:
+    """The C functions of launcher.h.
 
     Raises:
-        CompilerMissing: when there is no C++ compiler and the walker is not cached.
-        BuildFailed: when the compiler refuses it.
+        CompilerMissing: when there is no C++ compiler and they are not cached.
+        BuildFailed: when the compiler refuses them.
     """
-    walk = build(_text(), options, note).handle.deepcompile_walk
-    walk.restype = ctypes.c_int64
-    walk.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        CALLBACK,
-        ctypes.POINTER(ctypes.c_int),
-    ]
-    return walk
+
+    def __init__(self, options: Options, note: Callable[..., None]) -> None:
+        handle = build(_text(), options, note).handle
+        self.walk: Any = handle.deepcompile_walk
+        self.walk.restype = ctypes.c_int64
+        self.walk.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            CALLBACK,
+            ctypes.POINTER(ctypes.c_int),
+        ]
+        self._places = handle.deepcompile_places
+        self._places.restype = None
+        self._places.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        ]
+
+    def write_places(self, sources: Any, slots: Any, places: Tensor) -> None:
+        """Fill `places`, i64 on the host, with the addresses that `sources` name."""
+        self._places(sources, slots, places.numel(), places.data_ptr())

@@ -82,7 +82,7 @@ class _Static:
     def of(cls, tensor: Tensor) -> _Static:
         return cls(
             tensor.untyped_storage(),
-            tensor.storage_offset(),
+            int(tensor.storage_offset()),
             tuple(tensor.shape),
             tensor.stride(),
             tensor.dtype,
@@ -271,7 +271,9 @@ class ReplayingRunner:
         if state.moved >= MISSES:
             self._capture_anew(state, moved)
         elif state.missed >= IDLE_MISSES:
-            self._give_up(state, f"for {IDLE_MISSES} calls its outputs were still held, or the like")
+            self._give_up(
+                state, f"for {IDLE_MISSES} calls its outputs were still held, or the like"
+            )
         return self.runner(args)
 
     def _is_free(self, capture: Capture) -> bool:
@@ -336,6 +338,8 @@ def _require_own_memory(result: Any, given: list[Any]) -> None:
 def not_capturable(spec: ProgramSpec) -> str | None:
     """Why no run of a program can be captured, as far as its steps tell, or None."""
     for step in spec.steps:
+        if isinstance(step, TableStep):
+            return f"the addresses of the rows of {step.op.nest.name} are sent at each call"
         if not isinstance(step, ExternStep):
             continue
         target = step.target

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, TensorRef, touched
+from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, touched
 from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_table import CHUNK, TritonTable, chunks_of, sources_of
 from ..ir.interpret import TORCH_DTYPES
 from .arena import ALIGNMENT, ArenaPlan, Lifetime, plan_arena
+from .driver import Driver
 from .externs import prepare_extern, tensor_of
 from .frame import Frame, Place
 from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, POINTER, Argument, LaunchTable
 from .launch_table import ALIGNMENT as POINTER_ALIGNMENT
+from .launcher import Launcher
 from .triton_flags import Flags
 from .triton_kernels import LoadedKernel, TritonKernels
 
@@ -70,21 +74,43 @@ class Bound:
         return self.arena.size + ALIGNMENT if self.places else 0
 
 
+@dataclass(frozen=True)
+class _Workspace:
+    """Memory of the arena for one step; `seen` when a call needs it as a tensor."""
+
+    elements: int
+    dtype: torch.dtype
+    step: int
+    seen: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
 class Binder:
     """Binds a program to sizes, once."""
 
     def __init__(
-        self, spec: ProgramSpec, kernels: TritonKernels, flags: Flags, sizes: dict[str, int]
+        self,
+        spec: ProgramSpec,
+        kernels: TritonKernels,
+        flags: Flags,
+        driver: Driver,
+        launcher: Launcher,
+        sizes: dict[str, int],
     ) -> None:
         self.spec = spec
         self.kernels = kernels
         self.flags = flags
+        self.driver = driver
+        self.launcher = launcher
         self.sizes = sizes
         self.table = LaunchTable()
         self.calls: list[CallBack] = []
         self.general: dict[int, Callable[[], None]] = {}
-        # Where memory of the arena is needed beside the slots: its bytes and the step.
-        self.workspaces: list[tuple[int, int]] = []
+        # What is needed beside the slots, numbered behind them, each in one step.
+        self.workspaces: list[_Workspace] = []
         self.seen: set[int] = set()
         self.forgotten = -1
         self.read_by_kernels = frozenset(
@@ -103,6 +129,8 @@ class Binder:
         for number, step in enumerate(self.spec.steps):
             if isinstance(step, KernelStep):
                 self._kernel(number, step)
+            elif isinstance(step, TableStep):
+                self._table(number, step)
             elif isinstance(step, ExternStep):
                 run = prepare_extern(step, self.sizes, self.read_by_kernels)
                 self._call(number, run, touched(step))
@@ -157,7 +185,7 @@ class Binder:
             + [name for name, size in known.items() if size % POINTER_ALIGNMENT == 0]
         )
         made = None
-        if not isinstance(emitted, str):
+        if isinstance(emitted, TritonKernel):
             made = self.kernels.load(step.function, divisible | _spaces(emitted))
         if made is None or len(step.slots) + len(known) > MOST_ARGUMENTS // 2:
             self._call(number, _as_aten(self.spec, step, self.sizes), touched(step))
@@ -174,24 +202,21 @@ class Binder:
         divisible: frozenset[str],
     ) -> None:
         kernel = made.kernel
+        assert isinstance(kernel, TritonKernel)
         rows = kernel.rows(known)
         arguments = [
             Argument(ALIGNED if buffer.name in divisible else POINTER, slot, offset)
-            for buffer, slot, offset in zip(
-                step.op.nest.buffers, step.slots, offsets, strict=True
-            )
+            for buffer, slot, offset in zip(step.op.nest.buffers, step.slots, offsets, strict=True)
         ]
         arguments += [Argument(NUMBER, value) for value in known.values()]
         for space in kernel.workspaces:
             elements = max(1, rows * int(space.columns.evaluate(known)))
-            slot = self._workspace(number, elements * TORCH_DTYPES[space.dtype].itemsize)
+            slot = self._workspace(number, elements, TORCH_DTYPES[space.dtype])
             arguments.append(Argument(ALIGNED, slot))
         if kernel.checks():
             arguments.append(Argument(NUMBER, self.flags.address(step.function)))
         sizes = divisible & frozenset(known)
-        for place, (function, loaded) in enumerate(
-            zip(kernel.functions, made.loaded, strict=True)
-        ):
+        for place, (function, loaded) in enumerate(zip(kernel.functions, made.loaded, strict=True)):
             programs = kernel.programs(function, known)
             if not programs:
                 continue
@@ -205,8 +230,39 @@ class Binder:
             )
             self.general[at] = partial(self.kernels.make_general, made, place, sizes)
 
-    def _workspace(self, step: int, nbytes: int) -> int:
-        self.workspaces.append((nbytes, step))
+    def _table(self, number: int, step: TableStep) -> None:
+        """All rows of a table in one launch; their addresses are sent to the device before."""
+        table = self.kernels.emitted(step.function)
+        made = None
+        if isinstance(table, TritonTable):
+            made = self.kernels.load(step.function, frozenset(table.function.signature))
+        if made is None or not isinstance(table, TritonTable):
+            self._call(number, partial(_rows_as_aten, step), touched(step))
+            return
+        chunks = torch.tensor(chunks_of(step.extents, table.block), dtype=torch.int64)
+        if not len(chunks):
+            return
+        sources = [number for source in sources_of(step) for number in source]
+        array = (ctypes.c_int64 * len(sources))(*sources)
+        places = self._workspace(number, len(sources) // 2, torch.int64, seen=True)
+        self._call(number, partial(_send_places, self.launcher, self.driver, array, places), set())
+        there = chunks.to(self.driver.device)
+        self.table.keep(there)
+        self.table.launch(
+            made.assuming[0],
+            made.general[0],
+            len(chunks) // CHUNK,
+            [
+                Argument(ALIGNED, places),
+                Argument(NUMBER, there.data_ptr()),
+                *[Argument(NUMBER, 0)] * made.loaded[0].hidden,
+            ],
+        )
+
+    def _workspace(
+        self, step: int, elements: int, dtype: torch.dtype, *, seen: bool = False
+    ) -> int:
+        self.workspaces.append(_Workspace(elements, dtype, step, seen))
         return len(self.spec.slots) + len(self.workspaces) - 1
 
     # -- memory -----------------------------------------------------------------------------------
@@ -228,7 +284,7 @@ class Binder:
                 nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
                 lifetimes.append(Lifetime(nbytes, slot.first, slot.last))
                 layouts.append(made)
-        lifetimes += [Lifetime(nbytes, step, step) for nbytes, step in self.workspaces]
+        lifetimes += [Lifetime(w.nbytes, w.step, w.step) for w in self.workspaces]
         arena = plan_arena(lifetimes)
         places = [
             Place(made.slot, offset, made.shape, made.strides, made.dtype)
@@ -236,10 +292,12 @@ class Binder:
             else Place(made.slot, offset, None)
             for made, offset in zip(layouts, arena.offsets, strict=False)
         ]
-        places += [
-            Place(len(self.spec.slots) + number, offset, None)
-            for number, offset in enumerate(arena.offsets[len(layouts) :])
-        ]
+        behind = arena.offsets[len(layouts) :]
+        for number, (offset, w) in enumerate(zip(behind, self.workspaces, strict=True)):
+            place = Place(len(self.spec.slots) + number, offset, None)
+            if w.seen:
+                place = replace(place, shape=(w.elements,), strides=(1,), dtype=w.dtype)
+            places.append(place)
         return arena, places, outputs
 
 
@@ -269,6 +327,32 @@ def _as_aten(spec: ProgramSpec, step: KernelStep, sizes: Mapping[str, int]) -> C
             frame.tensors[slot].copy_(result)
 
     return run
+
+
+def _rows_as_aten(step: TableStep, frame: Frame) -> None:
+    """A table step by the ATen ops that its kernel was made of, one row after another."""
+    nest = step.op.nest
+    for slots, offsets, extent in zip(step.slots, step.offsets, step.extents, strict=True):
+        sizes = dict.fromkeys(nest.sizes, extent)
+        given: list[Tensor] = []
+        made: list[Tensor] = []
+        for buffer, slot, offset in zip(nest.buffers, slots, offsets, strict=True):
+            tensor = frame.tensors[slot]
+            shape = tuple(int(size.evaluate(sizes)) for size in buffer.shape)
+            first = tensor.storage_offset() + offset // tensor.element_size()
+            row = tensor.as_strided(shape, (1,) * len(shape), first)
+            (made if buffer.role == "out" else given).append(row)
+        results = step.op.eager(*given, *sizes.values())
+        for row, result in zip(made, results, strict=True):
+            row.copy_(result)
+
+
+def _send_places(launcher: Launcher, driver: Driver, sources: Any, slot: int, frame: Frame) -> None:
+    """Write the addresses of a table's rows to the device's memory, without waiting for it."""
+    places = frame.tensors[slot]
+    host = driver.host_memory(places)
+    launcher.write_places(sources, frame.pointers, host)
+    places.copy_(host, non_blocking=True)
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

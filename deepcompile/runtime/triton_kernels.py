@@ -10,6 +10,7 @@ from types import ModuleType
 from ..codegen.triton_function import TritonFunction
 from ..codegen.triton_kernel import TritonKernel, emit_triton
 from ..codegen.triton_schedule import TritonSchedule, leaner
+from ..codegen.triton_table import TritonTable
 from ..errors import CompileError
 from ..ir.kernel_op import KernelOp
 from .driver import Driver, Loaded
@@ -17,6 +18,7 @@ from .launch_table import LoadedRecord
 from .triton_modules import load_source
 
 Note = Callable[..., None]
+Code = TritonKernel | TritonTable
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LoadedKernel:
         general: room for the code that does not, filled when it is needed first.
     """
 
-    kernel: TritonKernel
+    kernel: Code
     module: ModuleType
     loaded: tuple[Loaded, ...]
     assuming: tuple[LoadedRecord, ...]
@@ -54,7 +56,7 @@ class TritonKernels:
     def __init__(
         self,
         ops: Sequence[KernelOp],
-        code: Sequence[TritonKernel | str],
+        code: Sequence[Code | str],
         driver: Driver,
         folder: Path,
         note: Note,
@@ -69,14 +71,14 @@ class TritonKernels:
         self._settled: set[int] = set()
         self._made: dict[tuple[int, frozenset[str]], LoadedKernel] = {}
 
-    def emitted(self, number: int) -> TritonKernel | str:
+    def emitted(self, number: int) -> Code | str:
         """The Triton of a kernel as it stands, or why it runs as ATen ops."""
         return self._code[number]
 
     def schedule(self, number: int, schedule: TritonSchedule) -> None:
         """Emit a kernel anew under another schedule, for what is bound from now on."""
         kernel = self._code[number]
-        assert not isinstance(kernel, str)
+        assert isinstance(kernel, TritonKernel)
         self._code[number] = emit_triton(kernel.kernel, schedule, kernel.functions[0].name)
         self._settled.add(number)
         for key in [key for key in self._made if key[0] == number]:
@@ -102,14 +104,14 @@ class TritonKernels:
             self._refuse(number, error)
             return None
         self._settled.add(number)
-        if made.kernel is not kernel:
+        if made.kernel is not kernel and isinstance(made.kernel, TritonKernel):
             self._code[number] = made.kernel
             name, schedule = kernel.kernel.name, str(made.kernel.schedule)
             self._note("spilled", kernel=name, schedule=schedule, left=made.spilled)
         self._made[number, divisible] = made
         return made
 
-    def build(self, kernel: TritonKernel, divisible: frozenset[str]) -> LoadedKernel:
+    def build(self, kernel: Code, divisible: frozenset[str]) -> LoadedKernel:
         """Compile and load a kernel, whatever it spills.
 
         Raises:
@@ -139,7 +141,7 @@ class TritonKernels:
     def _leanest(self, made: LoadedKernel, divisible: frozenset[str]) -> LoadedKernel:
         """The first schedule that does not spill, or the one that spills least."""
         best = last = made
-        while last.spilled:
+        while last.spilled and isinstance(last.kernel, TritonKernel):
             schedule = leaner(last.kernel.schedule)
             if schedule is None:
                 break

@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.program import ProgramSpec
 from ..codegen.steps import SizeRef, TensorRef
+from ..codegen.triton_kernel import TritonKernel
 from ..codegen.triton_program import TritonProgram as TritonCode
 from ..options import Options
 from .arena import ArenaPool
 from .driver import Driver
 from .externs import tensor_of
 from .frame import Frame
-from .launcher import CALLBACK, load_walker
+from .launcher import CALLBACK, Launcher
 from .triton_binding import Binder, Bound
 from .triton_flags import Flags
 from .triton_kernels import Note, TritonKernels
@@ -63,7 +64,7 @@ class TritonRunner:
         note: told about each kernel that the device's compiler refuses; that one runs as ATen ops.
 
     Raises:
-        CompilerMissing, BuildFailed: see `load_walker`.
+        CompilerMissing, BuildFailed: see `Launcher`.
     """
 
     _boxed_call = True
@@ -82,7 +83,7 @@ class TritonRunner:
         self.kernels = TritonKernels(
             spec.kernels, code.kernels, driver, folder, note, options.strict
         )
-        self._walk = load_walker(options, note)
+        self._launcher = Launcher(options, note)
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily(), driver.current():
             self.constants = [
@@ -91,7 +92,7 @@ class TritonRunner:
                 if slot.constant is not None
             ]
             self._flags = Flags(len(spec.kernels), driver, self._index_error)
-        self._checks = any(not isinstance(k, str) and k.checks() for k in code.kernels)
+        self._checks = any(isinstance(k, TritonKernel) and k.checks() for k in code.kernels)
         self._inputs = [
             (number, ref.slot)
             for number, ref in enumerate(spec.inputs)
@@ -134,7 +135,9 @@ class TritonRunner:
 
     def _bind(self, sizes: dict[str, int]) -> Bound:
         with unset_fake_temporarily(), self.driver.current():
-            return Binder(self.spec, self.kernels, self._flags, sizes).bind()
+            return Binder(
+                self.spec, self.kernels, self._flags, self.driver, self._launcher, sizes
+            ).bind()
 
     def check_before(self) -> None:
         """Raise what index checks of earlier runs have found, as far as it is known."""
@@ -170,12 +173,11 @@ class TritonRunner:
         try:
             self._place(frame, bound, args, block, made, pool)
             error = ctypes.c_int()
-            status = self._walk(
+            status = self._launcher.walk(
                 bound.table,
                 frame.pointers,
                 self.driver.stream(),
                 self.driver.launch,
-                self.driver.copy,
                 running.callback,
                 ctypes.byref(error),
             )
