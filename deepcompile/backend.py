@@ -334,7 +334,7 @@ class _Compiler:
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         start = time.perf_counter()
-        folder = cache_dir(self.options).parent / "triton"
+        folder = cache_dir(self.options) / "triton" if self.options.cache else None
         driver = driver_of(self.device)
         runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
         runner.prepare(size_hints(graph))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..ir.index import Divided, Index, product
 from ..ir.nest import Accumulate, Kernel, Load, Store
@@ -115,6 +116,45 @@ def leaner(schedule: TritonSchedule) -> TritonSchedule | None:
     if not schedule.persistent and width > 256:
         return replace(schedule, r_block=width // 2)
     return None
+
+
+def candidates(kernel: Kernel, schedule: TritonSchedule) -> list[TritonSchedule]:
+    """Schedules worth timing for a kernel, that by rule first.
+
+    Each differs in one decision: the tile's points, its part of a row, whether a row is held in one
+    tile, warps, and how many programs or splits share the work.
+    """
+    found = [schedule]
+
+    def add(**changes: Any) -> None:
+        changed = replace(schedule, **changes)
+        tile = changed.x_block * changed.r_block
+        if tile >= 32 * changed.warps and changed not in found:
+            found.append(changed)
+
+    if not kernel.reduced:
+        for x_block in (256, 512, 1024, 2048):
+            for warps in (4, 8):
+                add(x_block=x_block, warps=warps)
+    else:
+        for warps in (schedule.warps // 2, schedule.warps * 2):
+            if 1 <= warps <= 32:
+                add(warps=warps)
+        for x_block in (schedule.x_block // 2, schedule.x_block * 2):
+            if x_block:
+                add(x_block=x_block)
+        looped = not schedule.persistent or schedule.r_block >= 2 * LOOP_TILE
+        if looped and schedule.x_block == 1:
+            for r_block in (LOOP_TILE // 2, LOOP_TILE, 2 * LOOP_TILE):
+                for warps in (4, 8):
+                    add(persistent=False, r_block=r_block, warps=warps)
+    if schedule.programs:
+        add(programs=schedule.programs * 2)
+        add(programs=max(1, schedule.programs // 2))
+    if schedule.splits > 1:
+        add(splits=schedule.splits * 2)
+        add(splits=max(2, schedule.splits // 2))
+    return found
 
 
 def power_of_two(value: int) -> int:

@@ -182,7 +182,7 @@ def _build(kernel: TritonKernel | TritonTable, gpu: GpuFacts) -> Built | str:
     """Compile a kernel, with leaner schedules as long as it spills."""
     best: Built | None = None
     while True:
-        module = load_source(kernel.source, cache_dir().parent / "triton")
+        module = load_source(kernel.source, cache_dir() / "triton")
         functions = (kernel.function,) if isinstance(kernel, TritonTable) else kernel.functions
         try:
             made = tuple(compile_function(module, f, gpu.capability) for f in functions)

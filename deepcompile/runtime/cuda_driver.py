@@ -40,6 +40,7 @@ class CudaDriver:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.name = torch.cuda.get_device_name(device)
         self._library = ctypes.CDLL(LIBRARY)
         self.launch = ctypes.cast(self._library.cuLaunchKernel, ctypes.c_void_p)
         major, minor = torch.cuda.get_device_capability(device)

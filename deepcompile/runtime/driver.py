@@ -63,10 +63,12 @@ class Driver(Protocol):
 
     Attributes:
         device: torch's name of it.
+        name: of the kind of device: what is fast on one is fast on others of that name.
         launch: address of a C function like `cuLaunchKernel`.
     """
 
     device: torch.device
+    name: str
     launch: ctypes.c_void_p
 
     def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -42,8 +43,11 @@ class InterpretedDriver:
     def __init__(self) -> None:
         install()
         self.device = torch.device("cpu")
+        self.name = "interpreter"
         self._functions: list[tuple[Any, TritonFunction]] = []
         self._failure: BaseException | None = None
+        # Where the interpreter is in its grid is a global of Triton's.
+        self._lock = threading.Lock()
         # Kept: C calls it for as long as the driver lives.
         self._c_launch = _LAUNCH(self._launch)
         self.launch = ctypes.cast(self._c_launch, ctypes.c_void_p)
@@ -89,7 +93,8 @@ class InterpretedDriver:
                 _argument(kind, value)
                 for kind, value in zip(function.signature.values(), values, strict=False)
             ]
-            self.run(kernel, programs, arguments)
+            with self._lock:
+                self.run(kernel, programs, arguments)
         except BaseException as failure:
             self._failure = failure
             return 1

@@ -15,16 +15,16 @@ from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, touched
 from ..codegen.triton_kernel import TritonKernel
 from ..codegen.triton_table import CHUNK, TritonTable, chunks_of, sources_of
-from ..ir.interpret import TORCH_DTYPES
 from .arena import ALIGNMENT, ArenaPlan, Lifetime, plan_arena
 from .driver import Driver
 from .externs import prepare_extern, tensor_of
 from .frame import Frame, Place
-from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, POINTER, Argument, LaunchTable
-from .launch_table import ALIGNMENT as POINTER_ALIGNMENT
+from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, Argument, LaunchTable
 from .launcher import Launcher
 from .triton_flags import Flags
 from .triton_kernels import LoadedKernel, TritonKernels
+from .triton_launches import divisible_arguments, launches
+from .triton_tuning import Tuner
 
 CallBack = Callable[[Frame], None]
 
@@ -98,6 +98,7 @@ class Binder:
         flags: Flags,
         driver: Driver,
         launcher: Launcher,
+        tuner: Tuner | None,
         sizes: dict[str, int],
     ) -> None:
         self.spec = spec
@@ -105,6 +106,7 @@ class Binder:
         self.flags = flags
         self.driver = driver
         self.launcher = launcher
+        self.tuner = tuner
         self.sizes = sizes
         self.table = LaunchTable()
         self.calls: list[CallBack] = []
@@ -176,17 +178,14 @@ class Binder:
         emitted = self.kernels.emitted(step.function)
         known = {name: self.sizes[name] for name in step.sizes}
         offsets = [int(offset.evaluate(self.sizes)) for offset in step.offsets]
-        divisible = frozenset(
-            [
-                buffer.name
-                for buffer, offset in zip(step.op.nest.buffers, offsets, strict=True)
-                if offset % POINTER_ALIGNMENT == 0
-            ]
-            + [name for name, size in known.items() if size % POINTER_ALIGNMENT == 0]
-        )
+        divisible = divisible_arguments(step.op.nest, offsets, known)
         made = None
         if isinstance(emitted, TritonKernel):
-            made = self.kernels.load(step.function, divisible | _spaces(emitted))
+            if self.tuner is not None:
+                schedule = self.tuner.schedule(self.spec, step, known, emitted)
+                if schedule != emitted.schedule:
+                    self.kernels.schedule(step.function, schedule)
+            made = self.kernels.load(step.function, divisible)
         if made is None or len(step.slots) + len(known) > MOST_ARGUMENTS // 2:
             self._call(number, _as_aten(self.spec, step, self.sizes), touched(step))
             return
@@ -201,34 +200,14 @@ class Binder:
         offsets: list[int],
         divisible: frozenset[str],
     ) -> None:
-        kernel = made.kernel
-        assert isinstance(kernel, TritonKernel)
-        rows = kernel.rows(known)
-        arguments = [
-            Argument(ALIGNED if buffer.name in divisible else POINTER, slot, offset)
-            for buffer, slot, offset in zip(step.op.nest.buffers, step.slots, offsets, strict=True)
-        ]
-        arguments += [Argument(NUMBER, value) for value in known.values()]
-        for space in kernel.workspaces:
-            elements = max(1, rows * int(space.columns.evaluate(known)))
-            slot = self._workspace(number, elements, TORCH_DTYPES[space.dtype])
-            arguments.append(Argument(ALIGNED, slot))
-        if kernel.checks():
-            arguments.append(Argument(NUMBER, self.flags.address(step.function)))
+        places = list(zip(step.slots, offsets, strict=True))
+        workspace = partial(self._workspace, number)
+        failed = self.flags.address(step.function)
         sizes = divisible & frozenset(known)
-        for place, (function, loaded) in enumerate(zip(kernel.functions, made.loaded, strict=True)):
-            programs = kernel.programs(function, known)
-            if not programs:
-                continue
-            last = [Argument(NUMBER, rows)] if function.grid == "columns" else []
-            hidden = [Argument(NUMBER, 0)] * loaded.hidden
-            at = self.table.launch(
-                made.assuming[place],
-                made.general[place],
-                programs,
-                [*arguments, *last, *hidden],
-            )
-            self.general[at] = partial(self.kernels.make_general, made, place, sizes)
+        for launch in launches(made, known, places, divisible, workspace, failed):
+            record = made.assuming[launch.function], made.general[launch.function]
+            at = self.table.launch(*record, launch.programs, launch.arguments)
+            self.general[at] = partial(self.kernels.make_general, made, launch.function, sizes)
 
     def _table(self, number: int, step: TableStep) -> None:
         """All rows of a table in one launch; their addresses are sent to the device before."""
@@ -305,10 +284,6 @@ def _run_and_forget(run: CallBack, dead: tuple[int, ...], frame: Frame) -> None:
     run(frame)
     for slot in dead:
         frame.tensors[slot] = None
-
-
-def _spaces(kernel: TritonKernel) -> frozenset[str]:
-    return frozenset(space.name for space in kernel.workspaces)
 
 
 def _as_aten(spec: ProgramSpec, step: KernelStep, sizes: Mapping[str, int]) -> CallBack:

@@ -48,7 +48,7 @@ class TritonKernels:
     Args:
         ops: what they compute.
         code: their Triton, or why there is none.
-        folder: where generated modules are kept.
+        folder: where generated modules are kept; None: only for this process.
         note: told of kernels that the device's compiler refuses and of those that spilled.
         strict: raise instead.
     """
@@ -58,7 +58,7 @@ class TritonKernels:
         ops: Sequence[KernelOp],
         code: Sequence[Code | str],
         driver: Driver,
-        folder: Path,
+        folder: Path | None,
         note: Note,
         strict: bool = False,
     ) -> None:

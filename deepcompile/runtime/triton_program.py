@@ -24,6 +24,7 @@ from .launcher import CALLBACK, Launcher
 from .triton_binding import Binder, Bound
 from .triton_flags import Flags
 from .triton_kernels import Note, TritonKernels
+from .triton_tuning import Tuner
 
 MOST_SIZES = 256
 """For how many combinations of sizes a program keeps its table."""
@@ -59,8 +60,8 @@ class TritonRunner:
         spec: slots and steps.
         code: its kernels.
         driver: the device.
-        options: `cache`, `cache_dir`, `cache_size` and `strict` are used.
-        folder: where generated modules are kept.
+        options: `cache*`, `strict`, `tune` and `deterministic` are used.
+        folder: where generated modules are kept; None: only for this process.
         note: told about each kernel that the device's compiler refuses; that one runs as ATen ops.
 
     Raises:
@@ -75,7 +76,7 @@ class TritonRunner:
         code: TritonCode,
         driver: Driver,
         options: Options,
-        folder: Path,
+        folder: Path | None,
         note: Note,
     ) -> None:
         self.spec = spec
@@ -84,6 +85,9 @@ class TritonRunner:
             spec.kernels, code.kernels, driver, folder, note, options.strict
         )
         self._launcher = Launcher(options, note)
+        self._tuner: Tuner | None = None
+        if options.tune == "measure" and not options.deterministic:
+            self._tuner = Tuner(self.kernels, driver, self._launcher, folder, note)
         self._bound: dict[tuple[int, ...], Bound] = {}
         with unset_fake_temporarily(), driver.current():
             self.constants = [
@@ -136,7 +140,13 @@ class TritonRunner:
     def _bind(self, sizes: dict[str, int]) -> Bound:
         with unset_fake_temporarily(), self.driver.current():
             return Binder(
-                self.spec, self.kernels, self._flags, self.driver, self._launcher, sizes
+                self.spec,
+                self.kernels,
+                self._flags,
+                self.driver,
+                self._launcher,
+                self._tuner,
+                sizes,
             ).bind()
 
     def check_before(self) -> None:

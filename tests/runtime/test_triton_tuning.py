@@ -1,0 +1,126 @@
+"""Schedules by measurement, on a driver that answers with times of our choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import deepcompile.backend
+from deepcompile.backend import Recording, recording
+from deepcompile.codegen.triton_schedule import candidates
+from tests.runtime.recording_driver import RecordingDriver
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingDriver]:
+    made = RecordingDriver()
+    monkeypatch.setattr(deepcompile.backend, "driver_of", lambda device: made)
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+def softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x, -1)
+
+
+def run(folder: Path, x: Tensor, **options: Any) -> Recording:
+    torch._dynamo.reset()
+    given = {"codegen": "triton", "tune": "measure", "cache_dir": str(folder)} | options
+    with recording() as record:
+        result = torch.compile(softmax, backend="deepep", options=given)(x)
+    torch.testing.assert_close(result, softmax(x))
+    return record
+
+
+def events(record: Recording, name: str) -> list[dict[str, Any]]:
+    return [fields for event, fields in record.events if event == name]
+
+
+def test_the_fastest_candidate_is_taken_and_remembered(
+    driver: RecordingDriver, tmp_path: Path
+) -> None:
+    x = torch.randn(6, 300)
+    driver.times = [3.0, 2.0, 1.0, 2.5, 4.0, 5.0, 6.0, 7.0]
+    (tuned,) = events(run(tmp_path, x), "tuned")
+    assert tuned["seconds"] == 1.0
+    assert tuned["by_rule"] == 3.0
+    assert driver.log.count("time") == tuned["candidates"]
+    loads = driver.log.count("time")
+    assert not events(run(tmp_path, x), "tuned")
+    assert driver.log.count("time") == loads
+
+
+def test_a_gain_within_noise_leaves_the_rule(driver: RecordingDriver, tmp_path: Path) -> None:
+    driver.times = [1.0, 0.99, 0.98, 0.99, 1.0, 1.0, 1.0, 1.0]
+    (tuned,) = events(run(tmp_path, torch.randn(6, 300)), "tuned")
+    assert tuned["seconds"] == tuned["by_rule"] == 1.0
+
+
+def test_candidates_that_spill_are_not_timed(driver: RecordingDriver, tmp_path: Path) -> None:
+    driver.times = [1.0] * 8
+    driver.spills = lambda function: 8 if function.warps != 1 else 0
+    (tuned,) = events(run(tmp_path, torch.randn(6, 300)), "tuned")
+    assert tuned["candidates"] < 3
+
+
+def test_one_that_the_device_refuses_leaves_the_others(
+    driver: RecordingDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = RecordingDriver.load
+
+    def refuse(self: RecordingDriver, module: Any, function: Any, divisible: Any) -> Any:
+        if function.warps == 2:
+            raise RuntimeError("out of shared memory")
+        return load(self, module, function, divisible)
+
+    monkeypatch.setattr(RecordingDriver, "load", refuse)
+    driver.times = [1.0] * 8
+    record = run(tmp_path, torch.randn(6, 300))
+    assert events(record, "tuned")
+    assert events(record, "candidate-refused")
+    assert not events(record, "fallback")
+
+
+def test_a_damaged_entry_is_measured_again(driver: RecordingDriver, tmp_path: Path) -> None:
+    x = torch.randn(6, 300)
+    driver.times = [1.0] * 8
+    run(tmp_path, x)
+    (entry,) = tmp_path.rglob("tuned/*.json")
+    entry.write_text('{"x_block": ')
+    driver.times = [1.0] * 8
+    assert events(run(tmp_path, x), "tuned")
+
+
+@pytest.mark.parametrize("option", [{"deterministic": True}, {"tune": "off"}])
+def test_nothing_is_timed_where_bits_must_repeat_or_nobody_asked(
+    driver: RecordingDriver, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    run(tmp_path, torch.randn(6, 300), **option)
+    assert "time" not in driver.log
+
+
+def test_where_time_means_nothing_the_rule_stands(tmp_path: Path) -> None:
+    record = run(tmp_path, torch.randn(6, 300))
+    (impossible,) = events(record, "tuning-impossible")
+    assert "interpreter" in impossible["reason"]
+
+
+def test_candidates_differ_and_begin_with_the_rule(driver: RecordingDriver, tmp_path: Path) -> None:
+    driver.times = [1.0] * 8
+    record = run(tmp_path, torch.randn(6, 300))
+    (graph,) = record.graphs
+    (op,) = graph.kernels
+    from deepcompile.codegen.triton_schedule import plan_triton
+
+    schedule = plan_triton(op.nest)
+    found = candidates(op.nest, schedule)
+    assert found[0] == schedule
+    assert len(set(found)) == len(found) > 2
