@@ -60,11 +60,10 @@ def compile_for(
         constexprs={},
         attrs=attributes,
     )
-    return triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": function.warps, "enable_fp_fusion": True},
-    )
+    options: dict[str, Any] = {"num_warps": function.warps, "enable_fp_fusion": True}
+    if function.stages is not None:
+        options["num_stages"] = function.stages
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def compile_function(

@@ -12,7 +12,7 @@ from .triton_schedule import TritonSchedule
 from .triton_spelling import POINTER
 from .triton_values import Values
 
-Grid = Literal["tiles", "splits", "points", "columns", "table"]
+Grid = Literal["tiles", "splits", "points", "columns", "table", "product"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TritonFunction:
         warps: warps of a program.
         grid: what its programs are: "tiles" of points, "splits" of each row, "points", blocks of
             "columns" of the row, or chunks of the rows of a "table".
+        stages: of the pipeline that loads what a loop needs; None leaves it to Triton.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TritonFunction:
     signature: Mapping[str, str]
     warps: int
     grid: Grid = "tiles"
+    stages: int | None = None
 
 
 class Function(Values):

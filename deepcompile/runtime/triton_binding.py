@@ -14,16 +14,19 @@ from torch import Tensor
 from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, touched
 from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_matmul import emit_matmul
 from ..codegen.triton_table import CHUNK, TritonTable, chunks_of, sources_of
 from .arena import ALIGNMENT, ArenaPlan, Lifetime, plan_arena
 from .driver import Driver
 from .externs import prepare_extern, tensor_of
 from .frame import Frame, Place
 from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, Argument, LaunchTable
+from .launch_table import ALIGNMENT as POINTER_ALIGNMENT
 from .launcher import Launcher
 from .triton_flags import Flags
 from .triton_kernels import LoadedKernel, TritonKernels
-from .triton_launches import divisible_arguments, launches
+from .triton_launches import divisible_arguments, launches, matmul_launch
+from .triton_matmuls import fusible
 from .triton_tuning import Tuner
 
 CallBack = Callable[[Frame], None]
@@ -114,6 +117,10 @@ class Binder:
         # What is needed beside the slots, numbered behind them, each in one step.
         self.workspaces: list[_Workspace] = []
         self.seen: set[int] = set()
+        # Slots that are needed longer than the program says, and until which step.
+        self.until: dict[int, int] = {}
+        # Steps that are part of the one before.
+        self.done: set[int] = set()
         self.forgotten = -1
         self.read_by_kernels = frozenset(
             slot
@@ -129,6 +136,8 @@ class Binder:
             CompileError: in strict mode, when Triton refuses a kernel.
         """
         for number, step in enumerate(self.spec.steps):
+            if number in self.done or self._matmul(number):
+                continue
             if isinstance(step, KernelStep):
                 self._kernel(number, step)
             elif isinstance(step, TableStep):
@@ -182,7 +191,7 @@ class Binder:
         made = None
         if isinstance(emitted, TritonKernel):
             if self.tuner is not None:
-                schedule = self.tuner.schedule(self.spec, step, known, emitted)
+                schedule = self.tuner.schedule(self.spec, step, self.sizes, emitted)
                 if schedule != emitted.schedule:
                     self.kernels.schedule(step.function, schedule)
             made = self.kernels.load(step.function, divisible)
@@ -208,6 +217,31 @@ class Binder:
             record = made.assuming[launch.function], made.general[launch.function]
             at = self.table.launch(*record, launch.programs, launch.arguments)
             self.general[at] = partial(self.kernels.make_general, made, launch.function, sizes)
+
+    def _matmul(self, number: int) -> bool:
+        """Do a product and the next step in one kernel, if that was measured to be faster."""
+        pair = fusible(self.spec, number, self.sizes) if self.tuner is not None else None
+        if pair is None or self.tuner is None:
+            return False
+        step, emitted = pair.epilogue, self.kernels.emitted(pair.epilogue.function)
+        if not isinstance(emitted, TritonKernel):
+            return False
+        tile = self.tuner.matmul(self.spec, pair, self.sizes, emitted)
+        if tile is None:
+            return False
+        offsets = [int(offset.evaluate(self.sizes)) for offset in step.offsets]
+        divisible = divisible_arguments(step.op.nest, offsets, {}) | {
+            name for name, (_, offset) in pair.operands.items() if offset % POINTER_ALIGNMENT == 0
+        }
+        code = emit_matmul(step.op.nest, pair.buffer, pair.shape, tile, "kernel")
+        made = self.kernels.build(code, divisible)
+        places = list(zip(step.slots, offsets, strict=True))
+        launch = matmul_launch(made, pair.operands, places, divisible)
+        at = self.table.launch(made.assuming[0], made.general[0], launch.programs, launch.arguments)
+        self.general[at] = partial(self.kernels.make_general, made, 0, frozenset())
+        self.done.add(number + 1)
+        self.until |= dict.fromkeys(touched(pair.product), number + 1)
+        return True
 
     def _table(self, number: int, step: TableStep) -> None:
         """All rows of a table in one launch; their addresses are sent to the device before."""
@@ -261,7 +295,8 @@ class Binder:
                 outputs.append(made)
             else:
                 nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
-                lifetimes.append(Lifetime(nbytes, slot.first, slot.last))
+                last = max(slot.last, self.until.get(slot.number, slot.last))
+                lifetimes.append(Lifetime(nbytes, slot.first, last))
                 layouts.append(made)
         lifetimes += [Lifetime(w.nbytes, w.step, w.step) for w in self.workspaces]
         arena = plan_arena(lifetimes)

@@ -1,6 +1,7 @@
-"""What Triton's interpreter lacks to stand for a GPU: libdevice, and rounding to bf16.
+"""What Triton's interpreter lacks to stand for a GPU: libdevice, rounding and products of bf16.
 
-The interpreter cuts the low bits off where hardware rounds to nearest even.
+The interpreter cuts the low bits off where hardware rounds to nearest even, and multiplies the bits
+of bf16 matrices as if they were integers.
 """
 
 from __future__ import annotations
@@ -63,3 +64,16 @@ def install() -> None:
         return cut(self, source, dtype)
 
     InterpreterBuilder.cast_impl = cast
+    dot = InterpreterBuilder.create_dot
+
+    def dot_of_numbers(self: Any, left: Any, right: Any, *rest: Any) -> Any:
+        return dot(self, numbers(left), numbers(right), *rest)
+
+    def numbers(handle: Any) -> Any:
+        """Numbers of bf16, which numpy holds as bits."""
+        if handle.dtype.scalar != language.bfloat16:
+            return handle
+        bits = torch.from_numpy(np.array(handle.data)).view(torch.bfloat16)
+        return TensorHandle(bits.float().numpy(), language.float32)
+
+    InterpreterBuilder.create_dot = dot_of_numbers

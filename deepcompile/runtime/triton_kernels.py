@@ -9,6 +9,7 @@ from types import ModuleType
 
 from ..codegen.triton_function import TritonFunction
 from ..codegen.triton_kernel import TritonKernel, emit_triton
+from ..codegen.triton_matmul import TritonMatmul
 from ..codegen.triton_schedule import TritonSchedule, leaner
 from ..codegen.triton_table import TritonTable
 from ..errors import CompileError
@@ -18,7 +19,7 @@ from .launch_table import LoadedRecord
 from .triton_modules import load_source
 
 Note = Callable[..., None]
-Code = TritonKernel | TritonTable
+Code = TritonKernel | TritonTable | TritonMatmul
 
 
 @dataclass(frozen=True)

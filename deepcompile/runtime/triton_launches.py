@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..codegen.triton_kernel import TritonKernel
+from ..codegen.triton_matmul import TritonMatmul
 from ..ir.interpret import TORCH_DTYPES
 from ..ir.nest import Kernel
 from .launch_table import ALIGNED, ALIGNMENT, NUMBER, POINTER, Argument
@@ -72,3 +73,26 @@ def launches(
             last = [Argument(NUMBER, rows)] if function.grid == "columns" else []
             hidden = [Argument(NUMBER, 0)] * loaded.hidden
             yield Launch(number, programs, [*arguments, *last, *hidden])
+
+
+def matmul_launch(
+    made: LoadedKernel,
+    operands: Mapping[str, tuple[int, int]],
+    places: Sequence[tuple[int, int]],
+    divisible: frozenset[str],
+) -> Launch:
+    """What runs a product with its epilogue once.
+
+    Args:
+        operands: slot and bytes in it by name, in the order of the function's arguments.
+        places: the same for the buffers of the epilogue.
+    """
+    code = made.kernel
+    assert isinstance(code, TritonMatmul)
+    buffers = [buffer.name for buffer in code.kernel.buffers]
+    named = [*operands.items(), *zip(buffers, places, strict=True)]
+    arguments = [
+        Argument(ALIGNED if name in divisible else POINTER, slot, offset)
+        for name, (slot, offset) in named
+    ]
+    return Launch(0, code.programs, [*arguments, *[Argument(NUMBER, 0)] * made.loaded[0].hidden])

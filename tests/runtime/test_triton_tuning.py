@@ -124,3 +124,46 @@ def test_candidates_differ_and_begin_with_the_rule(driver: RecordingDriver, tmp_
     found = candidates(op.nest, schedule)
     assert found[0] == schedule
     assert len(set(found)) == len(found) > 2
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.linear(x, w, b)) * 2
+
+
+def run_linear(driver: RecordingDriver, folder: Path, times: list[float]) -> Recording:
+    torch._dynamo.reset()
+    driver.times = times
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(s, generator=generator) for s in ((48, 40), (56, 40), (56,))]
+    halves = [tensor.to(torch.bfloat16) for tensor in given]
+    options = {"codegen": "triton", "tune": "measure", "cache_dir": str(folder)}
+    with recording() as record:
+        function = torch.compile(linear, backend="deepep", options=options)
+        for _ in range(2):
+            result = function(*halves)
+    wanted = linear(*(tensor.float() for tensor in halves))
+    torch.testing.assert_close(result.float(), wanted, rtol=3e-2, atol=3e-2)
+    return record
+
+
+def test_a_product_takes_its_epilogue_along_where_that_is_faster(
+    driver: RecordingDriver, tmp_path: Path
+) -> None:
+    record = run_linear(driver, tmp_path, [3.0, 2.0, 1.0, *[2.5] * 10])
+    (tuned,) = events(record, "tuned")
+    assert tuned["by_rule"] == 3.0
+    assert tuned["seconds"] == 1.0
+    assert "columns" in tuned["schedule"]
+    driver.launches.clear()
+    run_linear(driver, tmp_path, [])
+    assert driver.launches == ["kernel", "kernel"]
+
+
+def test_else_the_library_keeps_it(driver: RecordingDriver, tmp_path: Path) -> None:
+    record = run_linear(driver, tmp_path, [1.0] * 20)
+    product, epilogue = events(record, "tuned")
+    assert product["schedule"] == {"library": True}
+    assert "x_block" in epilogue["schedule"]
+    driver.log.clear()
+    assert not events(run_linear(driver, tmp_path, []), "tuned")
+    assert "time" not in driver.log
