@@ -23,6 +23,10 @@ from deepcompile.codegen import triton_spelling
 from deepcompile.codegen.triton_kernel import emit_triton
 from deepcompile.codegen.triton_schedule import TritonSchedule, plan_triton
 from deepcompile.codegen.triton_spelling import CannotEmit
+from deepcompile.cost.gpus import GPUS
+from deepcompile.crosscompile import cross_compile
+from deepcompile.demo.model import ModelConfig
+from deepcompile.demo.model import Transformer as DemoTransformer
 from deepcompile.errors import CompileError
 from deepcompile.ir.interpret import TORCH_DTYPES, interpret
 from deepcompile.ir.nest import Kernel, Load
@@ -260,6 +264,21 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
     options = {"codegen": "triton", "strict": True}
     with pytest.raises(Exception, match="TRITON_INTERPRET=1"):
         torch.compile(lambda x: x.sin() + 3, backend="deepep", options=options)(torch.ones(3))
+
+
+def test_the_number_of_distinct_kernels_does_not_grow_with_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equal layers have equal kernels; nothing is compiled here."""
+    monkeypatch.setattr("deepcompile.crosscompile.facts._build", lambda kernel, gpu: "not wanted")
+    found = {}
+    for layers in (2, 4):
+        config = ModelConfig(vocabulary=64, layers=layers, hidden=16, feedforward=32, context=8)
+        tokens = torch.zeros(2, 8, dtype=torch.int64)
+        found[layers] = cross_compile(DemoTransformer(config), (tokens, tokens), GPUS[90]).kernels
+    distinct = {layers: sum(k.distinct for k in kernels) for layers, kernels in found.items()}
+    assert distinct[2] == distinct[4]
+    assert len(found[2]) < len(found[4])
 
 
 @pytest.mark.parametrize(
