@@ -20,7 +20,16 @@ from rich.table import Table
 from benchmarks._measure import Plan, SuiteResult, available_backends, metadata
 
 BUSY_LOAD = 0.7
-SUITES = ("import_time", "coverage", "rows", "compile", "optimizer", "step", "accuracy")
+SUITES = (
+    "import_time",
+    "coverage",
+    "rows",
+    "compile",
+    "crosscompile",
+    "optimizer",
+    "step",
+    "accuracy",
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

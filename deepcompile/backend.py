@@ -33,7 +33,7 @@ from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
-from .ir.blame import place_of
+from .ir.blame import place_of, place_of_node
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
@@ -341,8 +341,7 @@ class _Compiler:
         compiled.seconds["build"] = time.perf_counter() - start
         for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
             if isinstance(kernel, str):
-                reason = f"kernel {op.nest.name} runs as ATen ops: {kernel}"
-                self.note("fallback", graph=compiled.name, kernel=op.nest.name, reason=reason)
+                self._run_kernel_as_aten(graph, compiled, op, kernel)
         self._record_kernels(
             compiled,
             "source.py",
@@ -360,6 +359,22 @@ class _Compiler:
         if self.options.cuda_graphs:
             return ReplayingRunner(runner, compiled.name, self.note)
         return runner
+
+    def _run_kernel_as_aten(
+        self, graph: GraphModule, compiled: CompiledGraph, op: KernelOp, reason: str
+    ) -> None:
+        """Record that a kernel has no Triton form; in strict mode refuse it."""
+        place = place_of_node(next(node for node in graph.graph.nodes if node.target is op))
+        if self.options.strict:
+            detail = f"kernel {op.nest.name} cannot be written in Triton: {reason}"
+            raise CompileError(detail, origin=place.origin, source=place.source)
+        self.note(
+            "fallback",
+            graph=compiled.name,
+            kernel=op.nest.name,
+            reason=f"kernel {op.nest.name} runs as ATen ops: {reason}",
+            origin=place.origin,
+        )
 
     def _gemm_choice(self) -> GemmChoice:
         """Which library multiplies matrices; the table's answer wherever bits must repeat."""

@@ -134,7 +134,7 @@ class _Maker:
         if value.layout is not torch.strided:
             raise CannotCompile(f"layout {value.layout}")
         key = value.shape, value.stride(), value.dtype
-        if not all(type(size) is int for size in (*key[0], *key[1])):
+        if _is_symbolic(value):
             return _make_layout(*key)
         known = self.layouts.get(key)
         if known is None:
@@ -149,6 +149,8 @@ class _Maker:
             ref = TensorRef(slot.number, slot.layout, ZERO, True)
             self.values[node] = ref
             self.spec.inputs.append(ref)
+            if not _is_symbolic(value):
+                return
             for dim, size in enumerate(value.shape):
                 if type(size) is not int:
                     self._learn(size, _size_of_input(number, dim))
@@ -426,6 +428,11 @@ def size_hints(graph: GraphModule) -> dict[str, int]:
             if len(names) == 1 and size_index(number) == Index.of(name := next(iter(names))):
                 found[name] = int(number.node.hint)
     return found
+
+
+def _is_symbolic(value: torch.Tensor) -> bool:
+    """Whether a size or stride of the tensor is known only when the graph runs."""
+    return bool(value._has_symbolic_sizes_strides)  # type: ignore[attr-defined]
 
 
 def _make_layout(shape: Any, strides: Any, dtype: torch.dtype) -> Layout:

@@ -16,6 +16,7 @@ from ..ir.nest import Check, Kernel
 from .triton_finish import FINISH_COLUMNS, Finish
 from .triton_function import TritonFunction, Workspace
 from .triton_schedule import TritonSchedule, power_of_two
+from .triton_softmax import with_one_walk
 from .triton_split import split_functions
 from .triton_tiles import Main
 
@@ -37,6 +38,7 @@ class TritonKernel:
     what joins accumulators, the number of their partial results (`rows`).
 
     Attributes:
+        kernel: what they compute: where rows are walked over, rewritten for fewer walks.
         functions: in the order in which they are launched.
         points: positions of the parallel axes.
         row: positions of the reduced axes.
@@ -88,6 +90,8 @@ def emit_triton(kernel: Kernel, schedule: TritonSchedule, name: str) -> TritonKe
     Raises:
         CannotEmit: when an op has no Triton spelling.
     """
+    if kernel.reduced and not schedule.persistent:
+        kernel = with_one_walk(kernel)
     main = Main(kernel, schedule, name)
     if schedule.splits > 1:
         functions, spaces = split_functions(kernel, schedule, name)

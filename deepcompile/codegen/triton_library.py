@@ -118,6 +118,33 @@ def power_int(a, b):
     return tl.where(b < 0, negative, result)
 
 
+@triton.jit
+def gcd(a, b):
+    """Euclid's algorithm on magnitudes: 92 steps are enough for 64 bits, 46 for 32."""
+    a, b = a + b * 0, b + a * 0
+    if a.dtype == tl.int64:
+        x = tl.where(a < 0, -a, a).to(tl.uint64)
+        y = tl.where(b < 0, -b, b).to(tl.uint64)
+        for _ in range(92):
+            rest = tl.where(y == 0, x, x % tl.where(y == 0, y + 1, y))
+            x, y = tl.where(y == 0, x, y), tl.where(y == 0, y, rest)
+    else:
+        x = tl.where(a < 0, -a, a).to(tl.uint32)
+        y = tl.where(b < 0, -b, b).to(tl.uint32)
+        for _ in range(46):
+            rest = tl.where(y == 0, x, x % tl.where(y == 0, y + 1, y))
+            x, y = tl.where(y == 0, x, y), tl.where(y == 0, y, rest)
+    return x.to(a.dtype)
+
+
+@triton.jit
+def lcm(a, b):
+    """The least common multiple, wrapping around; 0 when an operand is."""
+    divisor = gcd(a, b)
+    multiple = a // tl.where(divisor == 0, 1, divisor) * b
+    return tl.where(multiple < 0, -multiple, multiple)
+
+
 # -- floating point -------------------------------------------------------------------------------
 
 
@@ -185,6 +212,66 @@ def logaddexp(a, b):
 @triton.jit
 def heaviside(x, at_zero):
     return tl.where(x == 0, at_zero, (x > 0).to(x.dtype))
+
+
+@triton.jit
+def digamma(value):
+    """The derivative of the logarithm of gamma, after Cephes psi: recurrence to 10, then a series.
+
+    In f64, of which f32 keeps the first half; below 0 by reflection.
+    """
+    x = value.to(tl.float64)
+    part = x - libdevice.trunc(x)
+    below = x < 0
+    turn = tl.where(below, part, 0.5)
+    cotangent = libdevice.cospi(turn) / tl.where(turn == 0, 1.0, libdevice.sinpi(turn))
+    shift = tl.where(below, -3.141592653589793 * cotangent, 0.0)
+    y = tl.where(below, 1.0 - x, x)
+    for _ in range(10):
+        short = y < 10.0
+        shift = tl.where(short, shift - 1.0 / tl.where(y == 0, 1.0, y), shift)
+        y = tl.where(short, y + 1.0, y)
+    z = 1.0 / (y * y)
+    p = z * 8.33333333333333333333e-2 - 2.10927960927960927961e-2
+    p = p * z + 7.57575757575757575758e-3
+    p = p * z - 4.16666666666666666667e-3
+    p = p * z + 3.96825396825396825397e-3
+    p = p * z - 8.33333333333333333333e-3
+    p = p * z + 8.33333333333333333333e-2
+    result = shift + libdevice.log(y) - 0.5 / y - z * p
+    result = tl.where(below & (part == 0), float("nan"), result)
+    return tl.where(x == 0, libdevice.copysign(x * 0 + float("inf"), -x), result).to(value.dtype)
+
+
+@triton.jit
+def bessel_scaled(value, order: tl.constexpr):
+    """`exp(-|x|) I_order(x)`: the power series up to 30, the asymptotic one above; in f64."""
+    x = value.to(tl.float64)
+    size = tl.abs(x)
+    near = size <= 30.0
+    square = tl.where(near, size, 0.0)
+    square = square * square * 0.25
+    near_term = square * 0.0 + 1.0
+    near_sum = near_term
+    for k in range(1, 72):
+        near_term = near_term * square / (k * (k + order))
+        near_sum += near_term
+    far = tl.where(near, 30.0, size)
+    far_term = far * 0.0 + 1.0
+    far_sum = far_term
+    for k in range(1, 25):
+        odd = 2 * k - 1
+        far_term = far_term * (odd * odd - 4 * order * order) / (far * (8 * k))
+        far_sum += far_term
+    result = far_sum / (2.50662827463100050242 * libdevice.sqrt(far))
+    result = tl.where(far == float("inf"), 0.0, result)
+    factor = libdevice.exp(-tl.where(near, size, 0.0))
+    if order == 1:
+        factor = factor * size * 0.5
+    result = tl.where(near, near_sum * factor, result)
+    if order == 1:
+        result = libdevice.copysign(result, x)
+    return tl.where(x != x, x, result).to(value.dtype)
 
 
 # -- random numbers -------------------------------------------------------------------------------

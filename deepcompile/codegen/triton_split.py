@@ -16,6 +16,7 @@ from .triton_schedule import TritonSchedule, power_of_two
 from .triton_spelling import COMBINE
 from .triton_text import Extent
 from .triton_tiles import Main
+from .triton_walks import walk_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Split(Main):
                 for group in groups_of(stage.body).values():
                     self._join(group)
         if part.stage is not None:
-            self._shared_loop(part.stage, self.kernel.stages[part.stage])
+            self._shared_loop(part.stage)
         return self.function("splits" if part.stage is not None else "points", self.schedule.warps)
 
     def bounds(self, extent: Extent) -> list[str]:
@@ -111,8 +112,8 @@ class _Split(Main):
         found = super().conditions(extent)
         return [*found, "lead"] if self._leading else found
 
-    def _shared_loop(self, number: int, stage: Stage) -> None:
-        body = self.needed(number, stage)
+    def _shared_loop(self, number: int) -> None:
+        body = walk_of(self.kernel, number)
         groups = groups_of(body)
         for group in groups.values():
             self.start_state(group)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..ir.nest import Accumulate, Check, Instr, Reduce, Stage, Store, operands
+from ..ir.nest import Accumulate, Instr, Reduce, Store
 from .triton_function import Function, TritonFunction, groups_of
 from .triton_spelling import TRITON_DTYPE
 from .triton_text import Extent
 from .triton_values import WHOLE
+from .triton_walks import walk_of
 
 
 class Main(Function):
@@ -47,7 +48,7 @@ class Main(Function):
             self.define_axes([(axis.name, axis.extent) for axis in self.kernel.parallel], "x")
         for number, stage in enumerate(self.kernel.stages):
             if stage.kind == "loop" and not self.schedule.persistent:
-                self._loop(number, stage)
+                self._loop(number)
             elif stage.kind in ("row", "loop"):
                 self._body(stage.body)
 
@@ -66,9 +67,9 @@ class Main(Function):
             else:
                 self.instr(instr)
 
-    def _loop(self, number: int, stage: Stage) -> None:
+    def _loop(self, number: int) -> None:
         """A stage over a row longer than the tile; what earlier ones had is computed again."""
-        body = self.needed(number, stage)
+        body = walk_of(self.kernel, number)
         groups = groups_of(body)
         for group in groups.values():
             self.start_state(group)
@@ -102,29 +103,6 @@ class Main(Function):
         last = self.lines.pop()
         self.lines.append(last.replace(f"{old} = ", f"{new} = ", 1))
         self.names[value] = new
-
-    def needed(self, number: int, stage: Stage) -> list[Instr]:
-        """What a loop has to do: its effects and what they read, of earlier loops too.
-
-        A value that only later loops read is computed there.
-        """
-        effects = [i for i in stage.body if isinstance(i, (Reduce, Accumulate, Store, Check))]
-        wanted: set[int] = set()
-        stack = [read for instr in effects for read in operands(instr)]
-        while stack:
-            value = stack.pop()
-            instr = self.definition[value]
-            if value in self.names or value in wanted or isinstance(instr, (Reduce, Accumulate)):
-                continue
-            wanted.add(value)
-            stack += operands(instr)
-        return [
-            instr
-            for place, before in enumerate(self.kernel.stages[: number + 1])
-            for instr in before.body
-            if (place == number and instr in effects)
-            or (not isinstance(instr, (Store, Reduce, Accumulate)) and instr.id in wanted)
-        ]
 
     def _accumulate_in_memory(self, accumulate: Accumulate) -> None:
         name, dtype = f"ws{accumulate.id}", accumulate.dtype

@@ -183,7 +183,7 @@ class Values(Writer):
             self.line(f"{head}_max = {top}")
             term = f"libdevice.exp({value} - dl.finite_or_zero({head}_max))"
             term = self.padded(term, "sum", dtype, extent, bounds)
-            parts = {"max": f"{head}_max", "sum": self.fold("sum", dtype, term, 1)}
+            parts = {"maximum": f"{head}_max", "sum": self.fold("sum", dtype, term, 1)}
         elif kind in ("argmax", "argmin"):
             padded = self.padded(value, kind, dtype, extent, bounds)
             index = self.padded("r.to(tl.int64)", kind, "i64", extent, [])
@@ -260,7 +260,7 @@ class Values(Writer):
         self.line(f"{', '.join(names)} = {joined}")
         place = {
             "welford": {"mean": 0, "m2": 1},
-            "lse": {"max": 0, "sum": 1},
+            "lse": {"maximum": 0, "sum": 1},
         }.get(kind, {"value": 0, "index": 1})
         for reduce in group:
             self.define(reduce, names[place[reduce.part]])

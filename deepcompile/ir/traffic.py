@@ -7,7 +7,7 @@ each instruction at every position of its stage, weighted by the op table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -47,30 +47,42 @@ class Traffic:
 def traffic(kernel: Kernel, sizes: Mapping[str, int]) -> Traffic:
     """Bytes and operations of `kernel`, with each size symbol at its value in `sizes`."""
     extents = {axis.name: int(axis.extent.evaluate(sizes)) for axis in kernel.axes}
-    varying = _varying_axes(kernel)
-    read: dict[str, dict[Index, int]] = {}
-    written: dict[str, dict[Index, int]] = {}
+    moving: list[Instr] = []
     operations = 0.0
     for stage in kernel.stages:
         positions = prod(extents[name] for name in _stage_axes(kernel, stage))
-        for instr in stage.body:
-            operations += positions * _cost(instr)
-            if isinstance(instr, Load | Store) and positions:
-                regions = read if isinstance(instr, Load) else written
-                reached = prod(extents[name] for name in _index_axes(instr.index, varying))
-                regions.setdefault(instr.buffer, {})[instr.index] = reached
-    return Traffic(_bytes(kernel, read, sizes), _bytes(kernel, written, sizes), operations)
+        operations += sum(positions * _cost(instr) for instr in stage.body)
+        if positions:
+            moving += stage.body
+    read, written = bytes_by_buffer(kernel, moving, sizes)
+    return Traffic(sum(read.values()), sum(written.values()), operations)
+
+
+def bytes_by_buffer(
+    kernel: Kernel, instrs: Iterable[Instr], sizes: Mapping[str, int]
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Bytes read and written of each buffer when `instrs` run once at all of their positions."""
+    extents = {axis.name: int(axis.extent.evaluate(sizes)) for axis in kernel.axes}
+    varying = _varying_axes(kernel)
+    read: dict[str, dict[Index, int]] = {}
+    written: dict[str, dict[Index, int]] = {}
+    for instr in instrs:
+        if isinstance(instr, Load | Store):
+            regions = read if isinstance(instr, Load) else written
+            reached = prod(extents[name] for name in _index_axes(instr.index, varying))
+            regions.setdefault(instr.buffer, {})[instr.index] = reached
+    return _bytes(kernel, read, sizes), _bytes(kernel, written, sizes)
 
 
 def _bytes(
     kernel: Kernel, regions: Mapping[str, Mapping[Index, int]], sizes: Mapping[str, int]
-) -> int:
-    total = 0
+) -> Mapping[str, int]:
+    found = {}
     for name, reached in regions.items():
         buffer = kernel.buffer(name)
         elements = prod(int(size.evaluate(sizes)) for size in buffer.shape)
-        total += min(elements, sum(reached.values())) * BYTES[buffer.dtype]
-    return total
+        found[name] = min(elements, sum(reached.values())) * BYTES[buffer.dtype]
+    return found
 
 
 def _cost(instr: Instr) -> float:

@@ -1,8 +1,7 @@
 """The Triton column of the op table: how each operation is spelled, by dtype where it differs.
 
 `tl` is Triton's language, `libdevice` its library of functions on numbers, `dl` the functions
-of `deepcompile.codegen.triton_library`. An operation that is missing here runs as its ATen op on a
-GPU.
+of `deepcompile.codegen.triton_library`. Every operation of the table has a spelling.
 """
 
 from __future__ import annotations
@@ -110,7 +109,12 @@ TRITON: Mapping[str, Spelling] = {
     "xlog1py": "dl.xlog1py({0}, {1})",
     "erfinv": "libdevice.erfinv({0})",
     "i0": "libdevice.cyl_bessel_i0({0})",
+    "i0e": "dl.bessel_scaled({0}, 0)",
     "i1": "libdevice.cyl_bessel_i1({0})",
+    "i1e": "dl.bessel_scaled({0}, 1)",
+    "digamma": "dl.digamma({0})",
+    "gcd": "dl.gcd({0}, {1})",
+    "lcm": "dl.lcm({0}, {1})",
     "sinc": "dl.sinc({0})",
     "entr": "dl.entr({0})",
     "logaddexp": "dl.logaddexp({0}, {1})",

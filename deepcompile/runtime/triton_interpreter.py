@@ -7,6 +7,7 @@ of bf16 matrices as if they were integers.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ _OTHER: dict[str, Callable[..., Tensor]] = {
     "nearbyint": torch.round,
     "cyl_bessel_i0": torch.special.i0,
     "cyl_bessel_i1": torch.special.i1,
+    "cospi": lambda x: torch.cos(x * math.pi),
+    "sinpi": lambda x: torch.sin(x * math.pi),
     "signbit": lambda x: torch.signbit(x).int(),
 }
 

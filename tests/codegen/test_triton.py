@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,15 @@ import torch
 from torch import Tensor
 
 from deepcompile.backend import recording
+from deepcompile.codegen import triton_spelling
 from deepcompile.codegen.triton_kernel import emit_triton
 from deepcompile.codegen.triton_schedule import TritonSchedule, plan_triton
+from deepcompile.codegen.triton_spelling import CannotEmit
+from deepcompile.cost.gpus import GPUS
+from deepcompile.crosscompile import cross_compile
+from deepcompile.demo.model import ModelConfig
+from deepcompile.demo.model import Transformer as DemoTransformer
+from deepcompile.errors import CompileError
 from deepcompile.ir.interpret import TORCH_DTYPES, interpret
 from deepcompile.ir.nest import Kernel, Load
 from tests.codegen.triton_models import Transformer
@@ -192,16 +199,50 @@ def test_a_bad_index_is_an_index_error() -> None:
     assert function(table, at.clamp(max=4)).shape == (2, 4)
 
 
-def test_an_op_without_triton_runs_alone_as_aten() -> None:
+def _refuses_sine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the emitter refuse one op, as it would one without a spelling."""
+
+    def spell(op: str, dtype: str) -> str:
+        if op == "sin":
+            raise CannotEmit("sin is refused here")
+        return triton_spelling.spell(op, dtype)
+
+    monkeypatch.setattr("deepcompile.codegen.triton_values.spell", spell)
+
+
+def test_an_op_without_triton_runs_alone_as_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    _refuses_sine(monkeypatch)
     x = torch.rand(8, device=DEVICE) + 1
     with recording() as record:
         got = torch.compile(
-            lambda x: torch.digamma(x) * 2, backend="deepep", options={"codegen": "triton"}
+            lambda x: torch.sin(x) * 2, backend="deepep", options={"codegen": "triton"}
         )(x)
-    torch.testing.assert_close(got, torch.digamma(x) * 2)
+    torch.testing.assert_close(got, torch.sin(x) * 2)
     reasons = [fields["reason"] for event, fields in record.events if event == "fallback"]
     assert len(reasons) == 1
-    assert "digamma" in reasons[0]
+    assert "sin is refused" in reasons[0]
+
+
+def test_in_strict_mode_an_op_without_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    _refuses_sine(monkeypatch)
+    x = torch.rand(8, device=DEVICE)
+    options = {"codegen": "triton", "strict": True}
+    compiled = torch.compile(lambda x: torch.sin(x) * 2, backend="deepep", options=options)
+    with pytest.raises(Exception, match="sin is refused") as caught:
+        compiled(x)
+    error = next(e for e in _causes(caught.value) if isinstance(e, CompileError))
+    assert error.origin is not None
+    assert "test_triton.py" in error.origin
+    assert error.source is not None
+    assert "torch.sin(x) * 2" in error.source
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def test_in_one_tile_every_buffer_is_read_and_written_once() -> None:
@@ -224,6 +265,21 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
     options = {"codegen": "triton", "strict": True}
     with pytest.raises(Exception, match="TRITON_INTERPRET=1"):
         torch.compile(lambda x: x.sin() + 3, backend="deepep", options=options)(torch.ones(3))
+
+
+def test_the_number_of_distinct_kernels_does_not_grow_with_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equal layers have equal kernels; nothing is compiled here."""
+    monkeypatch.setattr("deepcompile.crosscompile.facts._build", lambda kernel, gpu: "not wanted")
+    found = {}
+    for layers in (2, 4):
+        config = ModelConfig(vocabulary=64, layers=layers, hidden=16, feedforward=32, context=8)
+        tokens = torch.zeros(2, 8, dtype=torch.int64)
+        found[layers] = cross_compile(DemoTransformer(config), (tokens, tokens), GPUS[90]).kernels
+    distinct = {layers: sum(k.distinct for k in kernels) for layers, kernels in found.items()}
+    assert distinct[2] == distinct[4]
+    assert len(found[2]) < len(found[4])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ in a form that is equal for equal parts: ops, numbers, and which earlier value o
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ aten = torch.ops.aten
 prims = torch.ops.prims
 
 _OUTSIDE = 0
+_COPY = aten.copy_.default
 _AS_THEIR_SOURCE = frozenset(  # results of the shape of the first argument, whatever that is
     (
         aten._to_copy.default,
@@ -32,27 +34,21 @@ _AS_THEIR_SOURCE = frozenset(  # results of the shape of the first argument, wha
 _SAME_MEMORY = frozenset((aten.alias.default, aten.detach.default))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chain:
     """One update.
 
     Attributes:
-        calls: its nodes but the placeholders, in the order of the graph.
-        values: what it computes from or computes, in order of first use or making.
-        columns: the placeholders among `values`, in that order.
-        shared: the single values from outside that it reads, by what they are.
-        copies: those of `calls` that write into a column.
+        calls: what it computes, in the order of the graph, then its writes.
+        columns: the placeholders that it reads or writes, in order of first use.
+        returned: those of `calls` that the graph returns, in the order of the graph's outputs.
         key: equal for updates that do the same.
     """
 
-    calls: list[Node] = field(default_factory=list)
-    values: dict[Node, int] = field(default_factory=dict)
-    columns: list[Node] = field(default_factory=list)
-    shared: dict[int, int] = field(default_factory=dict)
-    copies: list[Node] = field(default_factory=list)
-    key: list[Any] = field(default_factory=list)
-    sizes: list[Any] = field(default_factory=list)
-    fits: bool = True
+    calls: list[Node]
+    columns: list[Node]
+    returned: list[Node]
+    key: tuple[Any, ...]
 
 
 @functools.cache
@@ -60,7 +56,7 @@ def is_elementwise(target: Any) -> bool:
     """Whether each element of the result depends on the same elements of the operands only."""
     if target in _AS_THEIR_SOURCE or target in _SAME_MEMORY:
         return True
-    if target is aten.copy_.default or target is aten.expand.default:
+    if target is _COPY or target is aten.expand.default:
         return True
     if not isinstance(target, torch._ops.OpOverload):
         return False
@@ -79,28 +75,32 @@ def _is_single_constant(node: Node) -> bool:
 def find_chains(graph: Graph) -> tuple[list[Chain], dict[Node, int]]:
     """The updates of a graph, and the single values that all may share: equal ones by one number"""
     nodes = list(graph.nodes)
-    copy = aten.copy_.default
-    mutated = {node.args[0] for node in nodes if node.target is copy}
+    mutated = {node.args[0] for node in nodes if node.target is _COPY}
     if len(mutated) < 2:
         return [], {}
-    parent, part, uniform = _join(nodes, mutated)
+    parent, number_of, uniform = _join(nodes, mutated)
     roots = [_root(parent, number) for number in range(len(parent))]
-    chains: dict[int, Chain] = {}
-    for node, number in part.items():
-        root = roots[number]
-        if root == _OUTSIDE or node.op != "call_function":
-            continue
-        chain = chains.get(root)
-        if chain is None:
-            chain = chains[root] = Chain()
-        _write_down(chain, node, uniform)
-    for chain in chains.values():
-        _write_down_copies(chain, uniform)
+    calls: list[list[Node]] = [[] for _ in parent]
+    returned: list[list[Node]] = [[] for _ in parent]
+    for node, number in number_of.items():
+        if node.op == "call_function":
+            calls[roots[number]].append(node)
     for node in nodes[-1].all_input_nodes:
-        if node.op == "call_function" and (returning := chains.get(roots[part.get(node, 0)])):
-            _return(returning, node)
-    found = [chain for chain in chains.values() if _fits(chain, mutated)]
-    return found, uniform
+        if node.op == "call_function":
+            returned[roots[number_of.get(node, _OUTSIDE)]].append(node)
+    texts: dict[int, str] = {}  # the arguments live as long as the graph
+
+    def meaning(argument: Any) -> str:
+        """What is equal for arguments that mean the same: unlike in Python, 1, 1.0, True differ."""
+        text = texts.get(id(argument))
+        if text is None:
+            text = texts[id(argument)] = repr(argument)
+        return text
+
+    parts = list(zip(calls, returned, strict=True))
+    del parts[_OUTSIDE]
+    found = [_chain(*part, uniform, meaning) for part in parts if part[0]]
+    return [chain for chain in found if chain is not None], uniform
 
 
 def _join(
@@ -112,7 +112,7 @@ def _join(
     numbers: dict[Any, int] = {}
     known: dict[int, bool] = {}  # by identity: ops hash in Python
     for node in nodes:
-        kind = node.op
+        kind, target = node.op, node.target
         if kind == "placeholder":
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
@@ -125,23 +125,23 @@ def _join(
             continue
         if kind == "output":
             continue
-        sources = [source for source in node.all_input_nodes if source not in uniform]
-        target = node.target
         elementwise = known.get(id(target))
         if elementwise is None:
             elementwise = known[id(target)] = kind == "call_function" and is_elementwise(target)
-        if not sources:
-            if kind == "call_function" and (
-                _is_single_constant(node) or (elementwise and target is not aten.expand.default)
-            ):
-                uniform[node] = numbers.setdefault(_meaning(node, uniform), len(numbers))
-            else:
-                part[node] = _OUTSIDE
-            continue
-        parts = {part[source] for source in sources}
-        if not elementwise:
-            parts.add(_OUTSIDE)
-        part[node] = parts.pop() if len(parts) == 1 else _merge(parent, parts)
+        number = None
+        for source in node.all_input_nodes:
+            other = part.get(source)
+            if other is None or other == number:  # None: a single value
+                continue
+            number = other if number is None else _merge(parent, number, other)
+        if number is not None:
+            part[node] = number if elementwise else _merge(parent, number, _OUTSIDE)
+        elif kind == "call_function" and (
+            _is_single_constant(node) or (elementwise and target is not aten.expand.default)
+        ):
+            uniform[node] = numbers.setdefault(_meaning(node, uniform), len(numbers))
+        else:
+            part[node] = _OUTSIDE
     return parent, part, uniform
 
 
@@ -154,12 +154,10 @@ def _meaning(node: Node, uniform: dict[Node, int]) -> Any:
     return (node.target, *arguments, repr(node.kwargs))
 
 
-def _merge(parent: list[int], parts: set[int]) -> int:
-    """Join parts; the least number stands for all, so `_OUTSIDE` for whatever touches it."""
-    roots = {_root(parent, number) for number in parts}
-    least = min(roots)
-    for root in roots:
-        parent[root] = least
+def _merge(parent: list[int], left: int, right: int) -> int:
+    """Join two parts; the lesser number stands for both, so `_OUTSIDE` for whatever touches it."""
+    left, right = _root(parent, left), _root(parent, right)
+    least = parent[left] = parent[right] = min(left, right)
     return least
 
 
@@ -170,117 +168,106 @@ def _root(parent: list[int], number: int) -> int:
     return number
 
 
-def _write_down(chain: Chain, node: Node, uniform: dict[Node, int]) -> None:
-    target, values, key = node.target, chain.values, chain.key
-    if target is aten.copy_.default:
-        chain.calls.append(node)
-        chain.copies.append(node)
-        return
-    if chain.copies:  # reads after writes would have to keep their order
-        chain.fits = False
-    key.append(id(target))
-    arguments: Iterable[Any] = node.args
-    if target is aten.expand.default:
-        chain.sizes.append((node.args[0], node.args[1]))
-        arguments = node.args[:1]
-    for argument in arguments:
-        kind = type(argument)
-        if kind is Node:
-            number = values.get(argument)
-            if number is None:
-                number = _first_use(chain, argument, uniform)
-            key.append(number)
-        elif kind is float:
-            key.append(repr(argument))
-        else:
-            key.append(kind)
-            key.append(argument if kind is int or kind is bool else repr(argument))
-    if node.kwargs:
-        for name, argument in node.kwargs.items():
-            if isinstance(argument, Node):
-                chain.fits = False
-            key.append(name)
-            key.append(repr(argument))
-    values[node] = len(values)
-    chain.calls.append(node)
+class _Numbers(dict[Node, int]):
+    """Numbers for what an update reads or computes: from -1 down for what all updates share.
+
+    What it computes comes first, then its columns, in order of first use.
+    """
+
+    def __init__(self, computed: Iterable[Node], uniform: dict[Node, int]) -> None:
+        super().__init__(zip(computed, itertools.count()))
+        self.columns: list[Node] = []
+        self._uniform = uniform
+
+    def __missing__(self, node: Node) -> int:
+        if node in self._uniform:
+            return -1 - self._uniform[node]
+        self.columns.append(node)
+        return self.setdefault(node, len(self))
 
 
-def _write_down_copies(chain: Chain, uniform: dict[Node, int]) -> None:
-    """The writes at the end, in the order of what is written: theirs follows from the inputs'."""
-    values = chain.values
-    last = len(values)
-    targets = {node.args[0] for node in chain.copies}
-    if any(node.args[1] in targets for node in chain.copies):
-        chain.fits = False
-    for node in sorted(chain.copies, key=lambda copy: values.get(copy.args[1], last)):  # type: ignore[arg-type,call-overload]
-        if node.users or len(node.args) != 2 or node.kwargs:
-            chain.fits = False
-        chain.key.append(id(node.target))
-        for argument in reversed(node.args):
-            if not isinstance(argument, Node):
-                chain.fits = False
-                return
-            number = values.get(argument)
-            chain.key.append(_first_use(chain, argument, uniform) if number is None else number)
-
-
-def _first_use(chain: Chain, node: Node, uniform: dict[Node, int]) -> int:
-    """The number of a value that the update did not compute: from -1 down for shared ones."""
-    known = uniform.get(node)
-    if known is not None:
-        chain.key.append(("shared", known))
-        return chain.shared.setdefault(known, -1 - len(chain.shared))
-    number = chain.values[node] = len(chain.values)
-    chain.columns.append(node)
-    value = node.meta["val"]
-    chain.key.append((value.dtype, value.device, value.dim() > 0))
-    return number
-
-
-def _return(chain: Chain, node: Node) -> None:
-    """Take note that the graph returns a value of the update."""
-    if node.target in _SAME_MEMORY or node.target in (aten.expand.default, aten.copy_.default):
-        chain.fits = False
-    chain.key.append(("returned", chain.values[node]))
-
-
-def returned(chain: Chain) -> list[Node]:
-    """The values of an update that the graph returns, in the order of the graph's outputs."""
-    by_number = list(chain.values)
-    return [
-        by_number[entry[1]]
-        for entry in chain.key
-        if type(entry) is tuple and entry[0] == "returned"
+def _chain(
+    calls: list[Node],
+    returned: list[Node],
+    uniform: dict[Node, int],
+    meaning: Callable[[Any], str],
+) -> Chain | None:
+    """The update that these nodes are; None if they cannot be one row of several."""
+    targets = [node.target for node in calls]
+    count = targets.index(_COPY) if _COPY in targets else 0
+    copies = calls[count:]
+    # Reads after writes would have to keep their order.
+    if not count or targets.count(_COPY) != len(copies) or not all(map(_is_plain_copy, copies)):
+        return None
+    computed = calls[:count]
+    numbers = _Numbers(computed, uniform)
+    arguments = [node.args for node in computed]
+    sizes = []
+    if aten.expand.default in targets:
+        for place, node in enumerate(computed):
+            if node.target is aten.expand.default:
+                sizes.append(node.args)
+                arguments[place] = node.args[:1]
+    key: list[Any] = [*map(id, targets), *map(len, arguments)]  # by identity: ops hash in Python
+    key += [
+        numbers[argument] if type(argument) is Node else meaning(argument)
+        for each in arguments
+        for argument in each
     ]
+    for place, named in enumerate([node.kwargs for node in computed]):
+        if named:
+            if any(isinstance(argument, Node) for argument in named.values()):
+                return None
+            key.append((place, repr(named)))
+    # In the order of what is written: that of the graph follows from the order of its inputs.
+    written = {node.args[0] for node in copies}
+    copies.sort(key=lambda node: numbers.get(node.args[1], len(numbers)))  # type: ignore[arg-type,call-overload]
+    for node in copies:
+        key += [numbers[argument] for argument in reversed(node.args)]  # type: ignore[index]
+        if node.args[1] in written:
+            return None
+    key += [numbers[node] for node in returned]
+    values = [node.meta["val"] for node in numbers.columns]
+    key += [(value.dtype, value.device, value.dim() > 0) for value in values]
+    if not _share_a_layout(values, sizes, returned):
+        return None
+    return Chain([*calls[:count], *copies], numbers.columns, returned, tuple(key))
 
 
-def _fits(chain: Chain, mutated: set[Any]) -> bool:
-    """Whether the tensors of an update have one dense layout, and something is written."""
-    if not chain.fits or not any(node in mutated for node in chain.columns):
+def _is_plain_copy(node: Node) -> bool:
+    """Whether the node writes into an input, without options, and nothing reads its result."""
+    if node.users or node.kwargs or len(node.args) != 2:
         return False
-    layout: tuple[Any, Any] | None = None
-    for node in chain.columns:
+    written, source = node.args
+    return isinstance(written, Node) and written.op == "placeholder" and isinstance(source, Node)
+
+
+def _share_a_layout(
+    values: Sequence[torch.Tensor], sizes: Iterable[Any], returned: Iterable[Node]
+) -> bool:
+    """Whether the tensors of an update have one dense layout, but for single values.
+
+    Args:
+        values: its columns.
+        sizes: arguments of its calls of `expand`.
+        returned: the nodes that leave it.
+    """
+    tensors = [value for value in values if value.dim()]
+    shape = tensors[0].shape if tensors else None
+    stride = tensors[0].stride() if tensors else None
+    if any(value.layout is not torch.strided for value in tensors):
+        return False
+    if tensors and not _is_dense(tensors[0]):
+        return False
+    for node in returned:
+        if node.target in _SAME_MEMORY or node.target is aten.expand.default:
+            return False
         value = node.meta["val"]
-        if not value.dim():
-            continue
-        if value.layout is not torch.strided:
-            return False
-        mine = tuple(value.shape), value.stride()
-        if layout is None:
-            if not _is_dense(value):
-                return False
-            layout = mine
-        elif mine != layout:
-            return False
-    return all(
-        layout is not None and tuple(size) == layout[0] and source.meta["val"].dim() == len(size)
-        for source, size in chain.sizes
-    ) and all(_same_layout(node, layout) for node in returned(chain))
-
-
-def _same_layout(node: Node, layout: tuple[Any, Any] | None) -> bool:
-    value = node.meta["val"]
-    return value.dim() == 0 or (tuple(value.shape), value.stride()) == layout
+        if value.dim():
+            tensors.append(value)
+    return all(value.shape == shape and value.stride() == stride for value in tensors) and all(
+        shape == tuple(size) and source.meta["val"].dim() == len(size) for source, size, *_ in sizes
+    )
 
 
 def _is_dense(value: torch.Tensor) -> bool:

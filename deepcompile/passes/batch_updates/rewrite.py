@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from ...ir.batch_op import BatchOp
 from ...pipeline.protocol import PassContext, PassResult
-from .chains import Chain, find_chains, returned
+from .chains import Chain, find_chains
 
 aten = torch.ops.aten
 
@@ -33,7 +33,7 @@ def batch(module: GraphModule, ctx: PassContext) -> PassResult:
     chains, uniform = find_chains(module.graph)
     alike: dict[tuple[Any, ...], list[Chain]] = {}
     for chain in chains:
-        alike.setdefault(tuple(chain.key), []).append(chain)
+        alike.setdefault(chain.key, []).append(chain)
     batches = [
         rows
         for rows in alike.values()
@@ -95,8 +95,9 @@ class _Writer:
             [env[node] for node in body.shared],
             [[env[node] for node in column] for column in columns],
         )
-        call = self.graph.call_function(op, arguments)
-        made = [node for row in rows for node in returned(row)]
+        call = self.graph.call_function(op)
+        call.args = arguments  # set later: `call_function` looks for symbols in each argument
+        made = [node for row in rows for node in row.returned]
         call.meta["val"] = tuple(node.meta["val"] for node in made)
         trace = next((t for node in first.calls if (t := node.meta.get("stack_trace"))), None)
         if trace:
@@ -128,7 +129,7 @@ class _Body:
         with self.mode, torch.no_grad():
             for node in [*(n for n in wanted if n.op != "placeholder"), *chain.calls]:
                 self._call(node)
-        self.graph.output([self.env[node] for node in returned(chain)])
+        self.graph.output([self.env[node] for node in chain.returned])
         self.module = _LazyGraphModule(torch.nn.Module(), self.graph)
 
     def _single_values(self, chain: Chain) -> list[Node]:
