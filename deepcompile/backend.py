@@ -33,7 +33,7 @@ from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
-from .ir.blame import place_of, place_of_node
+from .ir.blame import Place, place_of, place_of_node
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
@@ -333,19 +333,19 @@ class _Compiler:
         code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
+        for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
+            if isinstance(kernel, str):
+                self._run_kernel_as_aten(graph, compiled, op, kernel)
         start = time.perf_counter()
         folder = cache_dir(self.options) / "triton" if self.options.cache else None
         driver = driver_of(self.device)
         runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
         runner.prepare(size_hints(graph))
         compiled.seconds["build"] = time.perf_counter() - start
-        for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
-            if isinstance(kernel, str):
-                self._run_kernel_as_aten(graph, compiled, op, kernel)
         self._record_kernels(
             compiled,
             "source.py",
-            [kernel if isinstance(kernel, str) else kernel.source for kernel in code.kernels],
+            [kernel if isinstance(kernel, str) else kernel.source for kernel in runner.kernels],
         )
         self.note(
             "compiled",
@@ -364,7 +364,10 @@ class _Compiler:
         self, graph: GraphModule, compiled: CompiledGraph, op: KernelOp, reason: str
     ) -> None:
         """Record that a kernel has no Triton form; in strict mode refuse it."""
-        place = place_of_node(next(node for node in graph.graph.nodes if node.target is op))
+        node = next((node for node in graph.graph.nodes if node.target is op), None)
+        place = Place(next(iter(op.origin.lines), None), None)
+        if node is not None:
+            place = place_of_node(node)
         if self.options.strict:
             detail = f"kernel {op.nest.name} cannot be written in Triton: {reason}"
             raise CompileError(detail, origin=place.origin, source=place.source)

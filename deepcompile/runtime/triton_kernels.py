@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +71,10 @@ class TritonKernels:
         self._strict = strict
         self._settled: set[int] = set()
         self._made: dict[tuple[int, frozenset[str]], LoadedKernel] = {}
+
+    def __iter__(self) -> Iterator[Code | str]:
+        """The Triton of each kernel as it stands, or why it runs as ATen ops."""
+        return iter(self._code)
 
     def emitted(self, number: int) -> Code | str:
         """The Triton of a kernel as it stands, or why it runs as ATen ops."""

@@ -38,7 +38,8 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from deepcompile.runtime.triton_interpreter import install  # noqa: E402
-from deepcompile.runtime.triton_launch import launch, load_source  # noqa: E402
+from deepcompile.runtime.triton_modules import load_source  # noqa: E402
+from tests.codegen.triton_launch import launch  # noqa: E402
 
 NUMBERS = [(op, dtype) for op in OPS.values() for dtype in OPERAND_DTYPES[op.operands]]
 APPROXIMATIONS = ("digamma", "i0e", "i1e")
@@ -117,7 +118,7 @@ from pathlib import Path
 from deepcompile.codegen.triton_build import compile_function
 from deepcompile.codegen.triton_kernel import emit_triton
 from deepcompile.codegen.triton_schedule import TritonSchedule
-from deepcompile.runtime.triton_launch import load_source
+from deepcompile.runtime.triton_modules import load_source
 from tests.codegen.test_triton_spellings import _nest
 from deepcompile.ir.ops import OPS
 for case in sys.argv[2:]:

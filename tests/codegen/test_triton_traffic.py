@@ -26,7 +26,8 @@ F = torch.nn.functional
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from deepcompile.runtime.triton_interpreter import install  # noqa: E402
-from deepcompile.runtime.triton_launch import launch, load_source  # noqa: E402
+from deepcompile.runtime.triton_modules import load_source  # noqa: E402
+from tests.codegen.triton_launch import launch  # noqa: E402
 
 SHORT, LONG = 384, 65536
 MANY, FEW = 300, 4

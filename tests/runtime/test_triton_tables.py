@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, NAdam, Optimizer
 
 from deepcompile.backend import Recording, recording
+from deepcompile.codegen import triton_program
 from deepcompile.codegen.steps import TableStep
+from deepcompile.codegen.triton_spelling import CannotEmit
 from deepcompile.codegen.triton_table import emit_triton_table
 from deepcompile.runtime.device import driver_of
 
@@ -155,7 +157,14 @@ def test_code_and_launches_do_not_depend_on_the_number_of_parameters() -> None:
     assert texts[0] == texts[1]
 
 
-def test_an_op_without_triton_runs_as_aten_for_each_row() -> None:
+def test_a_table_that_cannot_be_written_runs_as_aten_for_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot(*_: object) -> None:
+        raise CannotEmit("no spelling of digamma")
+
+    monkeypatch.setattr(triton_program, "emit_triton_table", cannot)
+
     def update(a: Tensor, b: Tensor) -> None:
         for x in (a, b):
             x.copy_(torch.digamma(x) * 2)
