@@ -26,6 +26,7 @@ SUITES = (
     "rows",
     "compile",
     "crosscompile",
+    "launch",
     "optimizer",
     "step",
     "accuracy",
