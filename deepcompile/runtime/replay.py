@@ -6,7 +6,8 @@ cannot be noticed. Each of these is checked at each call; where one fails, the c
 - An input either lies where it lay at the capture, or is copied to memory of ours. One that moved
   is copied from the next capture on. An input that the graph writes to must lie still.
 - Outputs lie in storages that are handed out again only when nobody else holds them: no tensor,
-  view or saved activation of the user's can see them.
+  view or saved activation of the user's can see them. One that is often held at the next call, as
+  the loss of a training loop is, is handed out as a copy from then on.
 - Intermediates lie in the arena of the stream, which no other call on that stream uses meanwhile.
 - The call is on the stream of the capture, and nobody is capturing that stream.
 
@@ -17,6 +18,7 @@ operators of others that may do something in Python) is known before, or by one 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +43,10 @@ MISSES = 4
 """Calls in a row whose inputs have moved, after which the program is captured anew."""
 CAPTURES = 4
 """Captures of one program for one combination of sizes, at most."""
+HELD = 2
+"""Times that an output was still held at the next call, after which it is handed out as a copy."""
+MOST_COPIED = 16 << 20
+"""Bytes of outputs that are handed out as copies, at most."""
 IDLE_MISSES = 64
 """Calls in a row that cannot be a replay, after which a capture is given up."""
 _OURS = ("aten", "prims", "deepcompile")
@@ -89,18 +95,37 @@ class _Static:
             tensor.device,
         )
 
+    @property
+    def nbytes(self) -> int:
+        return int(self.storage.nbytes())
+
+    def copy(self) -> Tensor:
+        """A tensor with memory of its own."""
+        made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        return made.copy_(self.tensor())
+
     def tensor(self) -> Tensor:
+        """A tensor over the storage."""
         empty = torch.empty(0, dtype=self.dtype, device=self.device)
         return empty.set_(self.storage, self.offset, self.shape, self.strides)
 
 
 @dataclass
 class _State:
-    """What is known of a program with certain sizes."""
+    """What is known of a program with certain sizes.
+
+    Attributes:
+        moving: inputs that lie elsewhere at each call.
+        held: how often each output was still held at the next call.
+        copied: outputs that are handed out as copies.
+        moved, missed: calls in a row that were no replay for the inputs' sake, or any.
+    """
 
     calls: int = 0
     addresses: dict[int, int] = field(default_factory=dict)
     moving: set[int] = field(default_factory=set)
+    held: Counter[int] = field(default_factory=Counter)
+    copied: set[int] = field(default_factory=set)
     captures: int = 0
     moved: int = 0
     missed: int = 0
@@ -258,38 +283,48 @@ class ReplayingRunner:
     def _replay_or_run(self, state: _State, capture: Capture, args: list[Any]) -> list[Any]:
         moved = {n for n, at in capture.fixed if args[n].data_ptr() != at}
         state.moved = state.moved + 1 if moved else 0
-        if not moved and self._is_free(capture):
+        held = _held(capture)
+        if not moved and not held and self.runner.driver.stream() == capture.stream:
             pool = pool_of(self.runner.driver)
             if capture.block is None or pool.borrow(capture.block):
                 try:
                     state.missed = 0
-                    return self._replay(capture, args)
+                    return self._replay(state, capture, args)
                 finally:
                     if capture.block is not None:
                         pool.release(capture.block)
         state.missed += 1
-        if state.moved >= MISSES:
+        self._note_held(state, capture, held)
+        if state.moved >= MISSES or (state.missed >= MISSES and held and held <= state.copied):
+            # Who holds an output may keep its memory; the next capture has memory of its own.
             self._capture_anew(state, moved)
         elif state.missed >= IDLE_MISSES:
-            self._give_up(
-                state, f"for {IDLE_MISSES} calls its outputs were still held, or the like"
-            )
+            reason = f"for {IDLE_MISSES} calls its outputs were still held, or the like"
+            self._give_up(state, reason)
         return self.runner(args)
 
-    def _is_free(self, capture: Capture) -> bool:
-        if self.runner.driver.stream() != capture.stream:
-            return False
-        return all(_is_only_ours(storage) for storage in capture.storages)
+    def _note_held(self, state: _State, capture: Capture, held: set[int]) -> None:
+        """Decide for outputs that are held again and again to hand out copies of them."""
+        state.held.update(held)
+        nbytes = [0 if output is None else output.nbytes for output in capture.outputs]
+        for number in held:
+            copied = sum(nbytes[n] for n in state.copied | {number})
+            if state.held[number] >= HELD and copied <= MOST_COPIED:
+                state.copied.add(number)
 
-    def _replay(self, capture: Capture, args: list[Any]) -> list[Any]:
+    def _replay(self, state: _State, capture: Capture, args: list[Any]) -> list[Any]:
         self.runner.check_before()
         for number, tensor in capture.copied:
             tensor.copy_(args[number])
         capture.graph.replay()
-        results = [
-            static.tensor() if static is not None else self._other(value, args)
-            for static, value in zip(capture.outputs, self.spec.outputs, strict=True)
-        ]
+        results = []
+        for number, (static, value) in enumerate(
+            zip(capture.outputs, self.spec.outputs, strict=True)
+        ):
+            if static is None:
+                results.append(self._other(value, args))
+            else:
+                results.append(static.copy() if number in state.copied else static.tensor())
         args.clear()
         self.runner.check()
         return results
@@ -314,7 +349,9 @@ class ReplayingRunner:
         if self._written & state.moving:
             self._give_up(state, "an input that is written to lies elsewhere at each call")
         elif state.captures >= CAPTURES:
-            self._give_up(state, f"its inputs still moved after {CAPTURES} captures")
+            self._give_up(
+                state, f"its inputs moved, or its outputs were held, after {CAPTURES} captures"
+            )
 
     def _give_up(self, state: _State, reason: str) -> None:
         state.capture, state.refused = None, reason
@@ -322,6 +359,16 @@ class ReplayingRunner:
 
     def _refuse(self, reason: str) -> None:
         self._note("device-graph-refused", graph=self._name, reason=reason)
+
+
+def _held(capture: Capture) -> set[int]:
+    """Outputs, by number, whose memory others than the capture can still see."""
+    held = {s._cdata for s in capture.storages if not _is_only_ours(s)}
+    return {
+        number
+        for number, output in enumerate(capture.outputs)
+        if held and output is not None and output.storage._cdata in held
+    }
 
 
 def _is_only_ours(storage: torch.UntypedStorage) -> bool:
