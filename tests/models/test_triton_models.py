@@ -52,6 +52,8 @@ class Loss(torch.nn.Module):
 
 
 model = build(sys.argv[1])
+# Else transformers warns that it takes its default, and the warning would end the graph.
+model.module.loss_type = getattr(model.module, "loss_type", None) or "ForCausalLM"
 batch = model.batch(0)
 gpu = GPUS[int(sys.argv[2])]
 found = cross_compile(Loss(model.module, list(batch)), tuple(batch.values()), gpu)
