@@ -357,12 +357,19 @@ def _rows_as_aten(step: TableStep, frame: Frame) -> None:
             row.copy_(result)
 
 
+_OF_CAPTURES: list[Tensor] = []
+"""Addresses that graphs of the user's have captured, kept for as long as they may be replayed."""
+
+
 def _send_places(launcher: Launcher, driver: Driver, sources: Any, slot: int, frame: Frame) -> None:
     """Write the addresses of a table's rows to the device's memory, without waiting for it."""
     places = frame.tensors[slot]
     host = driver.host_memory(places)
     launcher.write_places(sources, frame.pointers, host)
     places.copy_(host, non_blocking=True)
+    if driver.capturing():
+        # Each replay of the user's graph reads it again.
+        _OF_CAPTURES.append(host)
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -31,7 +31,10 @@ class Flags:
 
     def before_call(self) -> None:
         """Raise what earlier calls found, as far as it is known."""
-        if self._arrived is not None and self._copy is not None and self._arrived.query():
+        # Asking during a capture would end it.
+        if self._arrived is None or self._copy is None or self._driver.capturing():
+            return
+        if self._arrived.query():
             self._arrived = None
             self._raise(self._copy)
 

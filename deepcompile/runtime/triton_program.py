@@ -110,7 +110,10 @@ class TritonRunner:
         bound = self.bound(args)
         self.check_before()
         with torch.no_grad(), self.driver.current():
-            pool = pool_of(self.driver)
+            # A capture of the user's keeps the addresses of its memory: it gets a pool of its own,
+            # which takes from the capture's memory and ends with this call.
+            own = ArenaPool(self.driver.device) if self.driver.capturing() else None
+            pool = own or pool_of(self.driver)
             block = pool.acquire(bound.arena_bytes) if bound.arena_bytes else None
             try:
                 made = [output.empty(self.driver.device) for output in bound.outputs]
@@ -118,6 +121,8 @@ class TritonRunner:
             finally:
                 if block is not None:
                     pool.release(block)
+                if own is not None:
+                    own.clear()
             self.check()
             return results
 

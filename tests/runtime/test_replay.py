@@ -229,6 +229,22 @@ def test_within_a_capture_of_the_user_launches_are_ordinary(driver: RecordingDri
     assert replays(driver) == 1
 
 
+def test_within_a_capture_of_the_user_no_memory_is_shared(driver: RecordingDriver) -> None:
+    def chain(x: Tensor, w: Tensor) -> Tensor:
+        return torch.softmax(torch.softmax(x @ w, -1) @ w, -1) @ w
+
+    function, w = compiled(chain, cuda_graphs=False), torch.randn(8, 8)
+    x = torch.randn(4, 8)
+    function(x, w)
+    pool = pool_of(driver)
+    before = [id(block) for block in pool._free]
+    driver.user_captures = True
+    pool._free[0].fill_(7)
+    torch.testing.assert_close(function(x, w), chain(x, w))
+    assert [id(block) for block in pool._free] == before
+    assert bool((pool._free[0] == 7).all())
+
+
 def test_a_capture_that_fails_leaves_the_graph_running(driver: RecordingDriver) -> None:
     driver.refuse = "operation not permitted when stream is capturing"
     function, w = compiled(scaled), torch.randn(8, 8)
