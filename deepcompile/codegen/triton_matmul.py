@@ -12,7 +12,7 @@ from ..ir.index import Index, product
 from ..ir.nest import Accumulate, Check, Kernel, Load, Reduce
 from .triton_function import TritonFunction
 from .triton_kernel import HEADER
-from .triton_schedule import TritonSchedule, plan_triton
+from .triton_schedule import INT32_SPAN, TritonSchedule, plan_triton
 from .triton_spelling import POINTER, TRITON_DTYPE, CannotEmit
 from .triton_text import UNIFORM, Extent
 from .triton_tiles import Main
@@ -56,6 +56,14 @@ class MatmulShape:
     right: tuple[int, int]
     dtype: str
     bias: bool = False
+
+    @property
+    def reach(self) -> int:
+        """The furthest element of an operand from its first one."""
+        down, along = self.left
+        left = (self.rows - 1) * down + (self.depth - 1) * along
+        down, along = self.right
+        return max(left, (self.depth - 1) * down + (self.columns - 1) * along)
 
     def tiles(self) -> list[MatmulTile]:
         """Those of `TILES` that are not mostly empty."""
@@ -131,7 +139,7 @@ class _Matmul(Main):
     def __init__(
         self, kernel: Kernel, buffer: str, shape: MatmulShape, tile: MatmulTile, name: str
     ) -> None:
-        wide = plan_triton(kernel).wide
+        wide = plan_triton(kernel).wide or shape.reach >= INT32_SPAN
         points = tile.rows * tile.columns
         super().__init__(kernel, TritonSchedule(points, 1, True, tile.warps, wide=wide), name)
         self.result = buffer
@@ -193,7 +201,8 @@ class _Matmul(Main):
     def _multiply(self) -> None:
         shape, tile = self.product, self.cut
         uneven = shape.depth % tile.depth != 0
-        self.line(f"inner = tl.arange(0, {tile.depth})")
+        wide = ".to(tl.int64)" if self.schedule.wide else ""
+        self.line(f"inner = tl.arange(0, {tile.depth}){wide}")
         self.line(f"sums = tl.zeros([{tile.rows}, {tile.columns}], tl.float32)")
         with self.block(f"for start in range(0, {shape.depth}, {tile.depth}):"):
             self.line("k = start + inner")

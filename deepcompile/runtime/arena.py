@@ -95,6 +95,8 @@ class ArenaPool:
         self._lock = threading.Lock()
         self._free: list[torch.Tensor] = []
         self._lent: set[int] = set()
+        # Lent blocks that the pool had dropped before: their owner keeps them, not the pool.
+        self._foreign: set[int] = set()
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
     def hold(self, holder: Holder) -> None:
@@ -129,13 +131,19 @@ class ArenaPool:
             if id(block) in self._lent:
                 return False
             self._lent.add(id(block))
-            self._free = [other for other in self._free if other is not block]
+            kept = [other for other in self._free if other is not block]
+            if len(kept) == len(self._free):
+                self._foreign.add(id(block))
+            self._free = kept
             return True
 
     def release(self, block: torch.Tensor) -> None:
         """Give a block back."""
         with self._lock:
             self._lent.discard(id(block))
+            if id(block) in self._foreign:
+                self._foreign.discard(id(block))
+                return
             self._free.append(block)
             self._free.sort(key=lambda other: other.numel())
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..codegen.triton_function import TritonFunction
+from .device_memory import DeviceMemory
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class Driver(Protocol):
         device: torch's name of it.
         name: of the kind of device: what is fast on one is fast on others of that name.
         launch: address of a C function like `cuLaunchKernel`.
+        memory: shared by all programs on the device.
     """
 
     device: torch.device
     name: str
     launch: ctypes.c_void_p
+    memory: DeviceMemory
 
     def load(
         self, module: ModuleType, function: TritonFunction, divisible: frozenset[str]

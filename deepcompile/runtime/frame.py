@@ -56,9 +56,10 @@ class Frame:
 
     def let_go(self, blocks: Sequence[torch.Tensor]) -> None:
         """Drop the views of a block that the pool no longer keeps."""
-        if self.block is None or not any(block is self.block for block in blocks):
+        mine = self.block
+        if mine is None or not any(block is mine for block in blocks):
             return
-        start, end = self.block.data_ptr(), self.block.data_ptr() + self.block.numel()
+        start, end = mine.data_ptr(), mine.data_ptr() + mine.numel()
         for number, tensor in enumerate(self.tensors):
             if tensor is not None and start <= tensor.data_ptr() < end:
                 self.tensors[number] = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..codegen.triton_function import TritonFunction
 from ..codegen.triton_spelling import POINTER
 from ..ir.interpret import TORCH_DTYPES
+from .device_memory import DeviceMemory
 from .driver import DeviceGraph, Event, Loaded, NotCapturable
 from .triton_interpreter import install
 
@@ -44,6 +45,7 @@ class InterpretedDriver:
         install()
         self.device = torch.device("cpu")
         self.name = "interpreter"
+        self.memory = DeviceMemory(self.device)
         self._functions: list[tuple[Any, TritonFunction]] = []
         self._failure: BaseException | None = None
         # Where the interpreter is in its grid is a global of Triton's.

@@ -191,7 +191,8 @@ class Binder:
         made = None
         if isinstance(emitted, TritonKernel):
             if self.tuner is not None:
-                schedule = self.tuner.schedule(self.spec, step, self.sizes, emitted)
+                by_rule = self.kernels.by_rule(step.function)
+                schedule = self.tuner.schedule(self.spec, step, self.sizes, by_rule)
                 if schedule != emitted.schedule:
                     self.kernels.schedule(step.function, schedule)
             made = self.kernels.load(step.function, divisible)
@@ -226,7 +227,8 @@ class Binder:
         step, emitted = pair.epilogue, self.kernels.emitted(pair.epilogue.function)
         if not isinstance(emitted, TritonKernel):
             return False
-        tile = self.tuner.matmul(self.spec, pair, self.sizes, emitted)
+        by_rule = self.kernels.by_rule(step.function)
+        tile = self.tuner.matmul(self.spec, pair, self.sizes, by_rule)
         if tile is None:
             return False
         offsets = [int(offset.evaluate(self.sizes)) for offset in step.offsets]
@@ -234,7 +236,11 @@ class Binder:
             name for name, (_, offset) in pair.operands.items() if offset % POINTER_ALIGNMENT == 0
         }
         code = emit_matmul(step.op.nest, pair.buffer, pair.shape, tile, "kernel")
-        made = self.kernels.build(code, divisible)
+        try:
+            made = self.kernels.build(code, divisible)
+        except Exception as error:  # remembered from when the device took it: the library can do it
+            self.kernels.note("candidate-refused", reason=f"{type(error).__name__}: {error}"[:500])
+            return False
         places = list(zip(step.slots, offsets, strict=True))
         launch = matmul_launch(made, pair.operands, places, divisible)
         at = self.table.launch(made.assuming[0], made.general[0], launch.programs, launch.arguments)
@@ -357,10 +363,6 @@ def _rows_as_aten(step: TableStep, frame: Frame) -> None:
             row.copy_(result)
 
 
-_OF_CAPTURES: list[Tensor] = []
-"""Addresses that graphs of the user's have captured, kept for as long as they may be replayed."""
-
-
 def _send_places(launcher: Launcher, driver: Driver, sources: Any, slot: int, frame: Frame) -> None:
     """Write the addresses of a table's rows to the device's memory, without waiting for it."""
     places = frame.tensors[slot]
@@ -369,7 +371,7 @@ def _send_places(launcher: Launcher, driver: Driver, sources: Any, slot: int, fr
     places.copy_(host, non_blocking=True)
     if driver.capturing():
         # Each replay of the user's graph reads it again.
-        _OF_CAPTURES.append(host)
+        driver.memory.keep(host)
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

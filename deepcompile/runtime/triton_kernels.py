@@ -65,9 +65,10 @@ class TritonKernels:
     ) -> None:
         self._ops = ops
         self._code = list(code)
+        self._by_rule = tuple(code)
         self._driver = driver
         self._folder = folder
-        self._note = note
+        self.note = note
         self._strict = strict
         self._settled: set[int] = set()
         self._made: dict[tuple[int, frozenset[str]], LoadedKernel] = {}
@@ -79,6 +80,12 @@ class TritonKernels:
     def emitted(self, number: int) -> Code | str:
         """The Triton of a kernel as it stands, or why it runs as ATen ops."""
         return self._code[number]
+
+    def by_rule(self, number: int) -> TritonKernel:
+        """The Triton of a kernel under the schedule by rule."""
+        kernel = self._by_rule[number]
+        assert isinstance(kernel, TritonKernel)
+        return kernel
 
     def schedule(self, number: int, schedule: TritonSchedule) -> None:
         """Emit a kernel anew under another schedule, for what is bound from now on."""
@@ -106,13 +113,18 @@ class TritonKernels:
             if number not in self._settled:
                 made = self._leanest(made, divisible)
         except Exception as error:
+            if kernel is not self._by_rule[number]:
+                # A schedule remembered from when the device took it, or leaner than it takes.
+                self._code[number] = self._by_rule[number]
+                self._settled.discard(number)
+                return self.load(number, divisible)
             self._refuse(number, error)
             return None
         self._settled.add(number)
         if made.kernel is not kernel and isinstance(made.kernel, TritonKernel):
             self._code[number] = made.kernel
             name, schedule = kernel.kernel.name, str(made.kernel.schedule)
-            self._note("spilled", kernel=name, schedule=schedule, left=made.spilled)
+            self.note("spilled", kernel=name, schedule=schedule, left=made.spilled)
         self._made[number, divisible] = made
         return made
 
@@ -163,7 +175,7 @@ class TritonKernels:
         if self._strict:
             raise CompileError(reason, origin=next(iter(op.origin.lines), None)) from error
         self._code[number] = reason
-        self._note("fallback", kernel=op.nest.name, reason=reason)
+        self.note("fallback", kernel=op.nest.name, reason=reason)
 
 
 def _record(loaded: Loaded) -> LoadedRecord:

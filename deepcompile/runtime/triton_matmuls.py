@@ -64,12 +64,16 @@ def fusible(spec: ProgramSpec, number: int, sizes: Mapping[str, int]) -> Fusible
     ]
     if shape is None or len(places) != 1 or places[0][1] != ZERO or epilogue.sizes:
         return None
-    buffer = places[0][0]
-    if not is_epilogue(epilogue.op.nest, buffer, shape):
+    for buffer, place in zip(epilogue.op.nest.buffers, epilogue.slots, strict=True):
+        # Written in place: other tiles may still have to read it as an operand.
+        if buffer.role == "inout" and place != product.out:
+            return None
+    name = places[0][0]
+    if not is_epilogue(epilogue.op.nest, name, shape):
         return None
     order = ("left", "right", "bias")[: 3 if shape.bias else 2]
     operands = {name: _place(given[name], sizes) for name in order}
-    return Fusible(product, epilogue, shape, buffer, operands)
+    return Fusible(product, epilogue, shape, name, operands)
 
 
 def _shape(

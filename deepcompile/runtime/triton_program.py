@@ -113,7 +113,7 @@ class TritonRunner:
             # A capture of the user's keeps the addresses of its memory: it gets a pool of its own,
             # which takes from the capture's memory and ends with this call.
             own = ArenaPool(self.driver.device) if self.driver.capturing() else None
-            pool = own or pool_of(self.driver)
+            pool = own or self.driver.memory.pool(self.driver.stream())
             block = pool.acquire(bound.arena_bytes) if bound.arena_bytes else None
             try:
                 made = [output.empty(self.driver.device) for output in bound.outputs]
@@ -248,15 +248,3 @@ class TritonRunner:
 def plain_output(value: Any, sizes: Mapping[str, int]) -> Any:
     """An output that is no tensor."""
     return int(value.index.evaluate(sizes)) if isinstance(value, SizeRef) else value
-
-
-_POOLS: dict[tuple[torch.device, int], ArenaPool] = {}
-
-
-def pool_of(driver: Driver) -> ArenaPool:
-    """The memory for intermediates on the current stream."""
-    key = driver.device, driver.stream()
-    pool = _POOLS.get(key)
-    if pool is None:
-        pool = _POOLS[key] = ArenaPool(driver.device)
-    return pool

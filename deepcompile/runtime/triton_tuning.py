@@ -7,14 +7,17 @@ index into anything. An entry is for one kernel, device and bucket of sizes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import __version__
 from ..codegen.program import ProgramSpec
@@ -75,7 +78,9 @@ class Tuner:
         key = self._key(print_kernel(replace(kernel.kernel, name="_")), own)
         known = self._known.get(key) or self._read(key, TritonSchedule)
         if known is None:
-            known = self._measured_schedule(Bench(spec, [step], sizes, self._bench), step, kernel)
+            with self._within_memory(kernel.kernel.name):
+                bench = Bench(spec, [step], sizes, self._bench)
+                known = self._measured_schedule(bench, step, kernel)
             if known is None:
                 return kernel.schedule
             self._write(key, known)
@@ -91,7 +96,8 @@ class Tuner:
         key = self._key(f"{pair.shape} {pair.buffer} {nest}", {})
         known = self._known.get(key) or self._read(key, MatmulTile, _Library)
         if known is None:
-            known = self._measured_matmul(spec, pair, sizes, kernel)
+            with self._within_memory(pair.product.name):
+                known = self._measured_matmul(spec, pair, sizes, kernel)
             if known is None:
                 return None
             self._write(key, known)
@@ -154,6 +160,14 @@ class Tuner:
         self._tell(f"{pair.product.name} and {nest.name}", best, times, _Library())
         return best
 
+    @contextlib.contextmanager
+    def _within_memory(self, name: str) -> Iterator[None]:
+        """Measuring needs the memory of a step a second time: without it, the rule stands."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._note("tuning-impossible", kernel=name, reason=str(error))
+
     def _seconds(self, name: str, run: Callable[[], None]) -> float | None:
         try:
             return self._driver.seconds(run)
@@ -183,7 +197,7 @@ class Tuner:
 
     def _key(self, text: str, sizes: Mapping[str, int]) -> str:
         bucket = sorted((name, power_of_two(size)) for name, size in sizes.items())
-        parts = (__version__, self._driver.name, str(bucket), text)
+        parts = (__version__, *_versions(), self._driver.name, str(bucket), text)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def _read(self, key: str, *kinds: type[Choice]) -> Choice | None:
@@ -208,6 +222,13 @@ class Tuner:
             partial = self._folder / f"{key}.{os.getpid()}.tmp"
             partial.write_text(json.dumps(asdict(choice)), encoding="utf-8")
             partial.replace(self._folder / f"{key}.json")
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    import triton
+
+    return torch.__version__, str(torch.version.cuda), triton.__version__
 
 
 def _fastest(times: Mapping[Any, float], by_rule: Any) -> Any:

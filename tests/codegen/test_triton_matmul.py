@@ -121,6 +121,13 @@ def test_products_of_wide_floats_are_left_to_the_library() -> None:
         emit_matmul(nest(16, 32), "c", shape(16, 32, 8, dtype="f32"), SMALL, "kernel")
 
 
+def test_operands_of_more_than_32_bits_of_elements_have_wide_indices() -> None:
+    small = emit_matmul(nest(16, 32), "c", shape(16, 32, 64), SMALL, "kernel")
+    large = emit_matmul(nest(16, 32), "c", shape(16, 32, 1 << 28), SMALL, "kernel")
+    assert ".to(tl.int64)" not in small.source
+    assert "inner = tl.arange(0, 32).to(tl.int64)" in large.source
+
+
 def test_tiles_that_would_be_mostly_empty_are_not_tried() -> None:
     assert {tile.rows for tile in shape(8, 4096, 64).tiles()} == {16, 32}
     assert len(shape(4096, 4096, 64).tiles()) == len(TILES)

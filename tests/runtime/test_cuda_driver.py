@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from deepcompile.codegen.triton_function import TritonFunction
-from deepcompile.runtime.cuda_driver import hidden_arguments
+from deepcompile.runtime.cuda_driver import code_key, hidden_arguments
 from deepcompile.runtime.launch_table import LoadedRecord
 
 FUNCTION = TritonFunction("kernel", "", {"b0": "*fp32", "s0": "i64"}, 4)
@@ -38,6 +40,17 @@ def test_pointers_that_triton_adds_are_counted(count: int) -> None:
 def test_ptx_of_another_function_is_an_error() -> None:
     with pytest.raises(ValueError, match="no entry kernel"):
         hidden_arguments(".visible .entry other(\n)", FUNCTION)
+
+
+def test_code_of_other_types_is_other_code() -> None:
+    module = types.ModuleType("m")
+    half = replace(FUNCTION, signature={"b0": "*fp16", "s0": "i64"})
+    keys = {
+        code_key(module, function, divisible)
+        for function in (FUNCTION, half, replace(FUNCTION, warps=8), replace(FUNCTION, stages=2))
+        for divisible in (frozenset(), frozenset({"b0"}))
+    }
+    assert len(keys) == 8
 
 
 def test_records_lie_as_c_reads_them() -> None:

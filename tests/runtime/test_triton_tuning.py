@@ -13,6 +13,7 @@ from torch import Tensor
 import deepcompile.backend
 from deepcompile.backend import Recording, recording
 from deepcompile.codegen.triton_schedule import candidates
+from deepcompile.runtime import triton_tuning
 from tests.runtime.recording_driver import RecordingDriver
 
 pytest.importorskip("triton")
@@ -167,3 +168,49 @@ def test_else_the_library_keeps_it(driver: RecordingDriver, tmp_path: Path) -> N
     driver.log.clear()
     assert not events(run_linear(driver, tmp_path, []), "tuned")
     assert "time" not in driver.log
+
+
+@pytest.mark.parametrize("in_place", ["left", "right"])
+def test_a_product_whose_operand_is_overwritten_keeps_to_itself(
+    driver: RecordingDriver, tmp_path: Path, in_place: str
+) -> None:
+    def update(x: Tensor, w: Tensor) -> None:
+        (x if in_place == "left" else w).copy_(torch.relu(x @ w))
+
+    x, w = torch.randn(64, 64).to(torch.bfloat16), torch.randn(64, 64).to(torch.bfloat16)
+    wanted = torch.relu(x @ w)
+    driver.times = [9.0, *[1.0] * 9]
+    torch._dynamo.reset()
+    options = {"codegen": "triton", "tune": "measure", "cache_dir": str(tmp_path)}
+    with torch.no_grad():
+        torch.compile(update, backend="deepep", options=options)(x, w)
+    torch.testing.assert_close(x if in_place == "left" else w, wanted)
+
+
+def test_a_remembered_choice_that_the_device_refuses_now_is_left(
+    driver: RecordingDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_linear(driver, tmp_path, [3.0, 1.0])
+    load = RecordingDriver.load
+
+    def refuse(self: RecordingDriver, module: Any, function: Any, divisible: Any) -> Any:
+        if function.grid == "product":
+            raise RuntimeError("out of shared memory")
+        return load(self, module, function, divisible)
+
+    monkeypatch.setattr(RecordingDriver, "load", refuse)
+    record = run_linear(driver, tmp_path, [1.0] * 20)
+    assert events(record, "candidate-refused")
+    assert not events(record, "fallback")
+
+
+def test_where_memory_is_short_the_rule_stands(
+    driver: RecordingDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(triton_tuning, "Bench", full)
+    record = run(tmp_path, torch.randn(6, 300))
+    assert events(record, "tuning-impossible")
+    assert not events(record, "fallback")
