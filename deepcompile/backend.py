@@ -13,9 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -26,7 +24,7 @@ from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
-from .codegen.cpp_program import CppProgram, emit_program
+from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
 from .codegen.steps import ExternStep, KernelStep, TableStep
 from .codegen.triton_program import emit_triton_program
@@ -43,6 +41,9 @@ from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
+from .recording import CompiledGraph, Kind, recordings
+from .recording import Recording as Recording
+from .recording import recording as recording
 from .runtime.build import BuildFailed, build
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.device import (
@@ -62,64 +63,8 @@ _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
     *exceptions_meant_for_dynamo,
 )
 
-Kind = Literal["inference", "forward", "backward"]
-
-
-@dataclass
-class CompiledGraph:
-    """What became of one graph: for `explain`, tests and tools.
-
-    Attributes:
-        name: unique within the process, e.g. `g0_forward`.
-        spec: slots and steps; None when the graph runs in eager.
-        fallback: why it runs in eager, else None.
-        cached: whether the library came from the cache on disk.
-        seconds: time of passes, code generation and the C++ compiler.
-        externs: the calls of ATen, as op and user line.
-        source: the graph before its passes, kept inside `recording()` only.
-    """
-
-    name: str
-    kind: Kind
-    source: GraphModule | None = None
-    spec: ProgramSpec | None = None
-    code: CppProgram | None = None
-    program: Program | None = None
-    fallback: str | None = None
-    cached: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    externs: list[tuple[str, str | None]] = field(default_factory=list)
-
-    @property
-    def kernels(self) -> list[KernelOp]:
-        """The kernel of each call, in order."""
-        if self.spec is None:
-            return []
-        return [step.op for step in self.spec.steps if isinstance(step, (KernelStep, TableStep))]
-
-
-@dataclass
-class Recording:
-    """Graphs and events of the compiles inside `recording()`."""
-
-    graphs: list[CompiledGraph] = field(default_factory=list)
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-
-
 log = logging.getLogger("deepcompile")
-_RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())
 _NUMBERS = itertools.count()
-
-
-@contextmanager
-def recording() -> Iterator[Recording]:
-    """Collect what is compiled inside the block."""
-    record = Recording()
-    token = _RECORDINGS.set((*_RECORDINGS.get(), record))
-    try:
-        yield record
-    finally:
-        _RECORDINGS.reset(token)
 
 
 def deepep(
@@ -155,7 +100,7 @@ class _Compiler:
         log.setLevel(options.log_level.upper())
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
-        self.recordings = _RECORDINGS.get()
+        self.recordings = recordings()
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
         if options.run_dir is not None:

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_map
 
-from deepcompile.backend import CompiledGraph, Kind, _Compiler
+from deepcompile.backend import _Compiler
 from deepcompile.capture.aot import interpret
 from deepcompile.codegen.program import make_program, size_hints
 from deepcompile.codegen.triton_program import emit_triton_program
@@ -27,6 +27,7 @@ from deepcompile.cost.gpus import GpuFacts
 from deepcompile.crosscompile.facts import CrossCompiled, Kernel, extern_facts, kernel_facts
 from deepcompile.errors import CompileError
 from deepcompile.options import Options
+from deepcompile.recording import CompiledGraph, Kind
 
 __all__ = ["CrossCompiled", "cross_compile"]
 

@@ -12,7 +12,6 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from deepcompile.backend import CompiledGraph
 from deepcompile.cache_dir import cache_dir
 from deepcompile.codegen.steps import ExternStep, KernelStep, TableStep
 from deepcompile.codegen.triton_build import DeviceCode, compile_function
@@ -24,6 +23,7 @@ from deepcompile.cost.gpus import GpuFacts, estimate
 from deepcompile.ir.nest_text import print_kernel
 from deepcompile.ir.origins import origin_of
 from deepcompile.ir.traffic import traffic
+from deepcompile.recording import CompiledGraph
 from deepcompile.runtime.triton_modules import load_source
 
 #: What the CPU graph calls, by what the same model calls on a GPU.

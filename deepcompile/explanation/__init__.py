@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from deepcompile.backend import Recording, deepep, in_short, recording
+from deepcompile.backend import deepep, in_short
 from deepcompile.explanation.facts import Explanation, GraphBreak
 from deepcompile.explanation.measure import measure_graph
 from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, undisturbed
+from deepcompile.recording import Recording, recording
 
 __all__ = ["Explanation", "explain"]
 

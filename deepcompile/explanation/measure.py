@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from deepcompile.backend import CompiledGraph
 from deepcompile.codegen.steps import (
     ExternStep,
     KernelStep,
@@ -22,6 +21,7 @@ from deepcompile.codegen.steps import (
 )
 from deepcompile.explanation.facts import Extern, GraphFacts, KernelFacts
 from deepcompile.ir.traffic import traffic
+from deepcompile.recording import CompiledGraph
 
 Sizes = Mapping[str, int]
 

@@ -1,0 +1,79 @@
+"""What became of each graph, collected for `explain`, tests and tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch.fx import GraphModule
+
+from .codegen.cpp_program import CppProgram
+from .codegen.program import ProgramSpec
+from .codegen.steps import KernelStep, TableStep
+from .ir.kernel_op import KernelOp
+from .runtime.program import Program
+
+Kind = Literal["inference", "forward", "backward"]
+
+
+@dataclass
+class CompiledGraph:
+    """What became of one graph: for `explain`, tests and tools.
+
+    Attributes:
+        name: unique within the process, e.g. `g0_forward`.
+        spec: slots and steps; None when the graph runs in eager.
+        fallback: why it runs in eager, else None.
+        cached: whether the library came from the cache on disk.
+        seconds: time of passes, code generation and the C++ compiler.
+        externs: the calls of ATen, as op and user line.
+        source: the graph before its passes, kept inside `recording()` only.
+    """
+
+    name: str
+    kind: Kind
+    source: GraphModule | None = None
+    spec: ProgramSpec | None = None
+    code: CppProgram | None = None
+    program: Program | None = None
+    fallback: str | None = None
+    cached: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    externs: list[tuple[str, str | None]] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> list[KernelOp]:
+        """The kernel of each call, in order."""
+        if self.spec is None:
+            return []
+        return [step.op for step in self.spec.steps if isinstance(step, (KernelStep, TableStep))]
+
+
+@dataclass
+class Recording:
+    """Graphs and events of the compiles inside `recording()`."""
+
+    graphs: list[CompiledGraph] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+_RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Collect what is compiled inside the block."""
+    record = Recording()
+    token = _RECORDINGS.set((*_RECORDINGS.get(), record))
+    try:
+        yield record
+    finally:
+        _RECORDINGS.reset(token)
+
+
+def recordings() -> tuple[Recording, ...]:
+    """Those that are open here."""
+    return _RECORDINGS.get()
