@@ -148,3 +148,11 @@ def test_a_result_whose_dtype_tracing_got_wrong_is_converted() -> None:
     eager, got, _ = _both(f, x, weight, mean, var)
     for mine, theirs in zip(got, eager, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_gather_by_an_index_of_another_rank_without_elements() -> None:
+    function = torch.compile(lambda x, i: torch.gather(x.sin(), 0, i) * 2, backend="deepep")
+    x, index = torch.randn(5), torch.empty((2, 0), dtype=torch.int64)
+    with recording() as record:
+        assert function(x, index).shape == (2, 0)
+    assert not [event for event, _ in record.events if event in ("fallback", "pass-failed")]

@@ -227,6 +227,9 @@ def _gather(b: Builder, node: Node, position: Position) -> int:
     source, dim, indices = args_of(node)[:3]
     if not b.facts[source].shape:
         return b.value(source, ())
+    if len(b.facts[source].shape) != len(position):
+        # Torch lets an index without elements have any rank.
+        raise CannotLower("gather with an index of another rank")
     dim = _dim(dim, len(position))
     at, inside = _checked(b, b.value(indices, position), b.facts[source].shape[dim], False)
     return _guarded(b, node, source, _replace(position, dim, at), inside)
