@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..codegen.steps import TensorRef
+from ..codegen.steps import ExternStep, TensorRef
 from .capturable import (
     Watch,
     inputs_of_externs,
@@ -160,6 +160,7 @@ class ReplayingRunner:
         self._states: dict[Any, _State] = {}
         self._refused = not_capturable(runner.spec)
         self._written = written_inputs(runner.spec)
+        self._calls_libraries = any(isinstance(step, ExternStep) for step in runner.spec.steps)
         self._read_by_externs = inputs_of_externs(runner.spec)
         self._tensors = [
             number for number, ref in enumerate(runner.spec.inputs) if isinstance(ref, TensorRef)
@@ -180,7 +181,7 @@ class ReplayingRunner:
     def _call(self, args: list[Any]) -> list[Any] | None:
         """The results of a replay or a watched run; None: run as usual."""
         sizes = tuple([how(args) for how in self.spec.sizes.values()])
-        key = (sizes, library_settings()) if self._read_by_externs else sizes
+        key = (sizes, library_settings()) if self._calls_libraries else sizes
         state = self._states.get(key)
         if state is None:
             if len(self._states) >= MOST_SIZES:

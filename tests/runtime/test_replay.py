@@ -260,6 +260,22 @@ def test_random_numbers_are_new_in_each_replay_and_those_of_an_ordinary_run(
     assert len({tuple(one.tolist()) for one in got}) == 6
 
 
+def test_other_settings_of_libraries_have_captures_of_their_own(driver: RecordingDriver) -> None:
+    function, w = compiled(scaled), torch.randn(8, 8)
+    x = torch.randn(4, 8)
+    for _ in range(3):
+        function(x, w)
+    before = torch.backends.cuda.math_sdp_enabled()
+    torch.backends.cuda.enable_math_sdp(not before)
+    try:
+        function(x, w)
+    finally:
+        torch.backends.cuda.enable_math_sdp(before)
+    assert replays(driver) == 1
+    function(x, w)
+    assert replays(driver) == 2
+
+
 def test_another_stream_runs_as_usual(driver: RecordingDriver) -> None:
     function, w = compiled(scaled), torch.randn(8, 8)
     x = torch.randn(4, 8)
