@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..codegen.cpp_program import CppProgram
 from ..codegen.cpp_table import table_of
@@ -63,11 +64,12 @@ class Program:
         self.threads = threads
         self._names = list(spec.sizes)
         self._bound: dict[tuple[int, ...], Bound] = {}
-        self._constants = [
-            (slot.number, slot.constant.detach())
-            for slot in spec.slots
-            if slot.constant is not None
-        ]
+        with unset_fake_temporarily():
+            self._constants = [
+                (slot.number, slot.constant.detach())
+                for slot in spec.slots
+                if slot.constant is not None
+            ]
         self._externs = [step for step in spec.steps if isinstance(step, ExternStep)]
         self._read_by_kernels = frozenset(
             slot

@@ -153,3 +153,15 @@ def test_the_variance_of_equal_numbers_is_zero(shape: tuple[int, int], dim: int)
     assert torch.equal(given.var(dim), torch.zeros(shape[1 - dim]))
     found = torch.compile(lambda x: x.var(dim), backend="deepep", options={"strict": True})(given)
     assert torch.equal(found, torch.zeros(shape[1 - dim]))
+
+
+def test_a_constant_of_the_model_is_there_while_torch_traces() -> None:
+    table = [torch.tensor(3.0), torch.arange(4.0)]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * table[0] + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    with backend.recording() as record:
+        x = torch.randn(4, requires_grad=True)
+        torch.testing.assert_close(torch.compile(function, backend="deepep")(x), function(x))
+    assert not [fields for event, fields in record.events if event == "fallback"]
