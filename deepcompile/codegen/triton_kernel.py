@@ -8,7 +8,7 @@ def k0_finish(b0, b1, ws7, failed, rows): ... # only with accumulators: joins th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..ir.index import Index
@@ -54,8 +54,7 @@ class TritonKernel:
     @property
     def source(self) -> str:
         """The module's text."""
-        texts = [function.text for function in self.functions]
-        return HEADER + "\n\n".join(f"\n@triton.jit\n{text}" for text in texts) + "\n"
+        return module_text(self.functions)
 
     def rows(self, sizes: Mapping[str, int]) -> int:
         """How many partial results a workspace holds; 0 for no points."""
@@ -82,6 +81,12 @@ class TritonKernel:
     def checks(self) -> bool:
         """Whether the kernel can fail on an index."""
         return any(isinstance(instr, Check) for instr in self.kernel.instructions())
+
+
+def module_text(functions: Iterable[TritonFunction]) -> str:
+    """A module with these functions."""
+    texts = [f"\n@triton.jit\n{function.text}" for function in functions]
+    return HEADER + "\n\n".join(texts) + "\n"
 
 
 def emit_triton(kernel: Kernel, schedule: TritonSchedule, name: str) -> TritonKernel:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..ir.index import Index, product
 from ..ir.nest import Accumulate, Check, Kernel, Load, Reduce
 from .triton_function import TritonFunction
-from .triton_kernel import HEADER
+from .triton_kernel import module_text
 from .triton_schedule import INT32_SPAN, TritonSchedule, plan_triton
 from .triton_spelling import POINTER, TRITON_DTYPE, CannotEmit
 from .triton_text import UNIFORM, Extent
@@ -91,7 +91,7 @@ class TritonMatmul:
     @property
     def source(self) -> str:
         """The module's text."""
-        return f"{HEADER}\n@triton.jit\n{self.function.text}\n"
+        return module_text(self.functions)
 
     @property
     def programs(self) -> int:

@@ -13,7 +13,7 @@ from ..ir.nest import Kernel
 from ..ir.traffic import BYTES
 from .steps import TableStep
 from .triton_function import TritonFunction
-from .triton_kernel import HEADER
+from .triton_kernel import module_text
 from .triton_schedule import TritonSchedule
 from .triton_spelling import TRITON_DTYPE
 from .triton_tiles import Main
@@ -48,7 +48,7 @@ class TritonTable:
     @property
     def source(self) -> str:
         """The module's text."""
-        return f"{HEADER}\n@triton.jit\n{self.function.text}\n"
+        return module_text(self.functions)
 
 
 def emit_triton_table(kernel: Kernel, name: str, block: int = 1024, warps: int = 4) -> TritonTable:

@@ -40,6 +40,13 @@ class ArenaPlan:
     bound: int
 
 
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to behind the last."""
+    if any(size == 0 for size in shape):
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
 def plan_arena(lifetimes: Sequence[Lifetime]) -> ArenaPlan:
     """Offsets for buffers such that no two that live at the same time overlap."""
     order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].first, i))

@@ -15,7 +15,7 @@ from ..codegen.cpp_table import table_of
 from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, SizeRef, TableStep, TensorRef, touched
 from ..ir.index import Index
-from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena
+from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena, span
 from .build import Library
 from .externs import Memory, prepare_extern
 from .frame import Frame, Place
@@ -209,7 +209,7 @@ class Program:
             if slot.storage not in ("output", "arena"):
                 continue
             shape, strides = concrete(slot.layout.shape), concrete(slot.layout.strides)
-            nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
+            nbytes = span(shape, strides) * slot.layout.dtype.itemsize
             if slot.storage == "output":
                 outputs.append((slot.number, shape, strides, slot.layout.dtype, nbytes))
             else:
@@ -249,10 +249,3 @@ class Program:
 
 _address = torch.Tensor.data_ptr
 _NO_CALLBACK = _CALLBACK(lambda number: _FAILED)
-
-
-def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to behind the last."""
-    if any(size == 0 for size in shape):
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

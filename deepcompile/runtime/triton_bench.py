@@ -49,11 +49,6 @@ class Bench:
         offsets = [offset for _, offset in self._places(step)]
         return divisible_arguments(step.op.nest, offsets, self._own(step))
 
-    def divisible_of(self, pair: Fusible) -> frozenset[str]:
-        """Arguments of a product with its epilogue that are multiples of 16."""
-        found = {name for name, (_, offset) in pair.operands.items() if offset % 16 == 0}
-        return self.divisible(pair.epilogue) | found
-
     def kernel(self, step: KernelStep, made: LoadedKernel) -> Callable[[], None]:
         """What runs a kernel once."""
         memory: list[Tensor] = []
@@ -75,7 +70,7 @@ class Bench:
     def matmul(self, pair: Fusible, made: LoadedKernel) -> Callable[[], None]:
         """What runs a product with its epilogue once."""
         places = self._places(pair.epilogue)
-        launch = matmul_launch(made, pair.operands, places, self.divisible_of(pair))
+        launch = matmul_launch(made, pair.operands, places, pair.divisible(self._sizes))
         return self._walk(made, [launch], [])
 
     def extern(self, step: ExternStep) -> Callable[[], None]:

@@ -16,12 +16,11 @@ from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, touche
 from ..codegen.triton_kernel import TritonKernel
 from ..codegen.triton_matmul import emit_matmul
 from ..codegen.triton_table import CHUNK, TritonTable, chunks_of, sources_of
-from .arena import ALIGNMENT, ArenaPlan, Lifetime, plan_arena
+from .arena import ALIGNMENT, ArenaPlan, Lifetime, plan_arena, span
 from .driver import Driver
 from .externs import prepare_extern, tensor_of
 from .frame import Frame, Place
 from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, Argument, LaunchTable
-from .launch_table import ALIGNMENT as POINTER_ALIGNMENT
 from .launcher import Launcher
 from .triton_flags import Flags
 from .triton_kernels import LoadedKernel, TritonKernels
@@ -232,9 +231,7 @@ class Binder:
         if tile is None:
             return False
         offsets = [int(offset.evaluate(self.sizes)) for offset in step.offsets]
-        divisible = divisible_arguments(step.op.nest, offsets, {}) | {
-            name for name, (_, offset) in pair.operands.items() if offset % POINTER_ALIGNMENT == 0
-        }
+        divisible = pair.divisible(self.sizes)
         code = emit_matmul(step.op.nest, pair.buffer, pair.shape, tile, "kernel")
         try:
             made = self.kernels.build(code, divisible)
@@ -300,7 +297,7 @@ class Binder:
             if slot.storage == "output":
                 outputs.append(made)
             else:
-                nbytes = _span(shape, strides) * slot.layout.dtype.itemsize
+                nbytes = span(shape, strides) * slot.layout.dtype.itemsize
                 last = max(slot.last, self.until.get(slot.number, slot.last))
                 lifetimes.append(Lifetime(nbytes, slot.first, last))
                 layouts.append(made)
@@ -372,10 +369,3 @@ def _send_places(launcher: Launcher, driver: Driver, sources: Any, slot: int, fr
     if driver.capturing():
         # Each replay of the user's graph reads it again.
         driver.memory.keep(host)
-
-
-def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to behind the last."""
-    if any(size == 0 for size in shape):
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -115,6 +115,8 @@ class TritonKernels:
         except Exception as error:
             if kernel is not self._by_rule[number]:
                 # A schedule remembered from when the device took it, or leaner than it takes.
+                reason = f"{type(error).__name__}: {error}"[:500]
+                self.note("candidate-refused", kernel=self._ops[number].nest.name, reason=reason)
                 self._code[number] = self._by_rule[number]
                 self._settled.discard(number)
                 return self.load(number, divisible)

@@ -12,6 +12,8 @@ from ..codegen.program import ProgramSpec
 from ..codegen.steps import ExternStep, KernelStep, Layout, TensorRef
 from ..codegen.triton_matmul import MatmulShape, is_epilogue
 from ..ir.index import ZERO, Index
+from .launch_table import ALIGNMENT
+from .triton_launches import divisible_arguments
 
 aten = torch.ops.aten
 _OPERANDS: Mapping[Any, tuple[str, ...]] = {
@@ -35,6 +37,12 @@ class Fusible:
     shape: MatmulShape
     buffer: str
     operands: Mapping[str, tuple[int, int]]
+
+    def divisible(self, sizes: Mapping[str, int]) -> frozenset[str]:
+        """Arguments that are multiples of 16 if all slots begin at such."""
+        offsets = [int(offset.evaluate(sizes)) for offset in self.epilogue.offsets]
+        found = {name for name, (_, at) in self.operands.items() if at % ALIGNMENT == 0}
+        return divisible_arguments(self.epilogue.op.nest, offsets, {}) | found
 
 
 def fusible(spec: ProgramSpec, number: int, sizes: Mapping[str, int]) -> Fusible | None:

@@ -149,7 +149,7 @@ class Tuner:
         for tile in pair.shape.tiles():
             found = self._loaded(
                 partial(emit_matmul, nest, pair.buffer, pair.shape, tile, name),
-                bench.divisible_of(pair),
+                pair.divisible(sizes),
             )
             if found is None or found.spilled:
                 continue
