@@ -67,7 +67,7 @@ def plan_triton(
     accumulates = any(isinstance(i, Accumulate) for i in kernel.instructions())
     wide = bool(kernel.sizes) or _spans(kernel, sizes) >= INT32_SPAN
     if not kernel.reduced:
-        return _pointwise(points, accumulates, wide, gpu)
+        return _pointwise(kernel, points, wide, gpu)
     static = not any(axis.extent.constant() is None for axis in kernel.reduced)
     longest = LONGEST_ACCUMULATED_ROW if _sums_columns(kernel) else LONGEST_ROW
     across = _walks_across(kernel)
@@ -92,13 +92,23 @@ def plan_triton(
     return TritonSchedule(x_block, r_block, persistent, warps, programs, wide)
 
 
-def _pointwise(points: int, accumulates: bool, wide: bool, gpu: Gpu) -> TritonSchedule:
+def _pointwise(kernel: Kernel, points: int, wide: bool, gpu: Gpu) -> TritonSchedule:
     x_block = 1024 if points >= 1024 * gpu.multiprocessors else 256
+    # Each gathered address is 64 bits a point: with several, a thread holds fewer points.
+    gathers = sum(isinstance(i, Load) and _is_gather(i.index) for i in kernel.instructions())
+    if gathers >= 3:
+        x_block = 256
     x_block = min(x_block, power_of_two(points))
     programs = 0
-    if accumulates:
+    if any(isinstance(i, Accumulate) for i in kernel.instructions()):
         programs = max(1, min(-(-points // x_block), gpu.multiprocessors * 4))
-    return TritonSchedule(x_block, 1, True, max(1, min(4, x_block // 128)), programs, wide)
+    warps = max(1, min(4, x_block // (64 if gathers >= 3 else 128)))
+    return TritonSchedule(x_block, 1, True, warps, programs, wide)
+
+
+def _is_gather(index: Index) -> bool:
+    """Whether a position depends on a value that was loaded."""
+    return any(name.startswith("v") for name in index.names())
 
 
 def leaner(schedule: TritonSchedule) -> TritonSchedule | None:
