@@ -94,15 +94,13 @@ def plan_triton(
 
 def _pointwise(kernel: Kernel, points: int, wide: bool, gpu: Gpu) -> TritonSchedule:
     x_block = 1024 if points >= 1024 * gpu.multiprocessors else 256
-    # Each gathered address is 64 bits a point: with several, a thread holds fewer points.
-    gathers = sum(isinstance(i, Load) and _is_gather(i.index) for i in kernel.instructions())
-    if gathers >= 3:
-        x_block = 256
-    x_block = min(x_block, power_of_two(points))
+    # Each gathered address is 64 bits a point: with several, a thread holds one point.
+    gathers = sum(isinstance(i, Load) and _is_gather(i.index) for i in kernel.instructions()) >= 3
+    x_block = min(256 if gathers else x_block, power_of_two(points))
     programs = 0
     if any(isinstance(i, Accumulate) for i in kernel.instructions()):
         programs = max(1, min(-(-points // x_block), gpu.multiprocessors * 4))
-    warps = max(1, min(4, x_block // (64 if gathers >= 3 else 128)))
+    warps = max(1, x_block // 32 if gathers else min(4, x_block // 128))
     return TritonSchedule(x_block, 1, True, warps, programs, wide)
 
 

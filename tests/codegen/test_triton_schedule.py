@@ -26,7 +26,7 @@ def gathering(loads: int) -> Kernel:
     )
 
 
-@pytest.mark.parametrize("loads, points", [(0, 8), (1, 8), (2, 8), (3, 2), (8, 2)])
+@pytest.mark.parametrize(("loads", "points"), [(0, 8), (1, 8), (2, 8), (3, 1), (8, 1)])
 def test_a_thread_holds_fewer_points_of_a_kernel_that_gathers(loads: int, points: int) -> None:
     schedule = plan_triton(gathering(loads))
     assert schedule.x_block / (32 * schedule.warps) == points
