@@ -95,6 +95,9 @@ def deepep(
 class _Compiler:
     """One compile: one graph of Dynamo, which gives one or two programs."""
 
+    follow_lifetimes = False
+    """Whether programs take and let go of memory as they run; see `make_program`."""
+
     def __init__(self, options: Options) -> None:
         self.options = options
         log.setLevel(options.log_level.upper())
@@ -247,7 +250,9 @@ class _Compiler:
         if uses_triton(self.device, self.options.codegen):
             return self._generate_triton(graph, compiled)
         start = time.perf_counter()
-        compiled.spec = make_program(graph, self._gemm_choice())
+        compiled.spec = make_program(
+            graph, self._gemm_choice(), follow_lifetimes=self.follow_lifetimes
+        )
         compiled.code = emit_program(compiled.spec)
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
@@ -274,7 +279,9 @@ class _Compiler:
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         start = time.perf_counter()
         check_devices(graph, self.device)
-        compiled.spec = make_program(graph, GemmChoice(onednn=False))
+        compiled.spec = make_program(
+            graph, GemmChoice(onednn=False), follow_lifetimes=self.follow_lifetimes
+        )
         code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start

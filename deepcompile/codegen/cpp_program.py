@@ -11,7 +11,7 @@ from ..ir.nest import Check
 from .cpp_kernel import CppKernel, emit_kernel
 from .cpp_table import emit_table_kernel, table_support
 from .program import CannotCompile, ProgramSpec
-from .steps import ExternStep, KernelStep, TableStep, TransposeStep
+from .steps import ExternStep, KernelStep, LifetimeStep, TableStep, TransposeStep
 
 LONG_KERNEL = 30_000
 """Characters of a kernel's text from which on optimising it in full takes many seconds."""
@@ -47,8 +47,9 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
 
     The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
     i64 threads, int (*extern_call)(int), const i64 *const *tables)`; `tables` are those of the
-    table steps, in order. It returns 0, -1 when an extern call failed, or 1 + the number of the
-    step in which the user's index was out of range.
+    table steps, in order. `extern_call` does the extern and lifetime steps, numbered in order. It
+    returns 0, -1 when such a call failed, or 1 + the number of the step in which the user's index
+    was out of range.
 
     Raises:
         CannotCompile: when a kernel's text is too long to build.
@@ -75,7 +76,7 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
     ]
     extern = table = 0
     for number, step in enumerate(spec.steps):
-        if isinstance(step, ExternStep):
+        if isinstance(step, (ExternStep, LifetimeStep)):
             lines.append(f"  if (extern_call({extern})) return -1;")
             extern += 1
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,17 +24,17 @@ from ..passes.lowering.refusals import CannotLower
 from ..passes.lowering.shapes import args_of, argument, size_index
 from .batch import Batch, CannotTabulate
 from .gemm import Product, gemm_steps
+from .lifetimes import add_lifetime_steps, settle_lifetimes
+from .size_hints import size_hints
 from .steps import (
     ExternStep,
     KernelStep,
     Layout,
+    ProgramSpec,
     SizeRef,
     Slot,
-    Step,
     Storage,
     TensorRef,
-    tensor_refs,
-    touched,
 )
 
 aten = torch.ops.aten
@@ -42,18 +42,6 @@ aten = torch.ops.aten
 
 class CannotCompile(Exception):
     """The graph has something that programs cannot hold; it runs in eager, with this reason."""
-
-
-@dataclass
-class ProgramSpec:
-    """Everything about one compiled graph but its code."""
-
-    inputs: list[TensorRef | SizeRef | None]
-    slots: list[Slot]
-    steps: list[Step]
-    outputs: list[Any]
-    kernels: list[KernelOp]
-    sizes: dict[str, Callable[[list[Any]], int]] = field(default_factory=dict)
 
 
 _OUT_VARIANTS: dict[Any, Any] = {
@@ -82,13 +70,23 @@ _OFFSETS: dict[Any, tuple[int, Callable[..., Any]]] = {
 }
 
 
-def make_program(graph: GraphModule, gemm: GemmChoice | None = None) -> ProgramSpec:
-    """The program of a fused graph; `gemm` says which library multiplies matrices.
+def make_program(
+    graph: GraphModule, gemm: GemmChoice | None = None, *, follow_lifetimes: bool = False
+) -> ProgramSpec:
+    """The program of a fused graph.
+
+    Args:
+        gemm: which library multiplies matrices.
+        follow_lifetimes: memory is taken and let go of by steps of the program, when it is needed
+            and no longer; otherwise before the first step and after the last.
 
     Raises:
         CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
     """
-    return _Maker(graph, gemm or default_gemm_choice()).make()
+    spec = _Maker(graph, gemm or default_gemm_choice()).make()
+    if follow_lifetimes:
+        add_lifetime_steps(spec, size_hints(graph))
+    return spec
 
 
 class _Maker:
@@ -99,8 +97,6 @@ class _Maker:
         self.values: dict[Node, Any] = {}
         self.functions: dict[str, int] = {}
         self.layouts: dict[Any, Layout] = {}
-        # Slots that are views which ATen made of the memory of an earlier slot.
-        self.aliases: dict[int, int] = {}
 
     def make(self) -> ProgramSpec:
         for node in self.graph.graph.nodes:
@@ -108,7 +104,7 @@ class _Maker:
                 self._node(node)
             except CannotLower as reason:
                 raise CannotCompile(f"{node.name}: {reason}") from None
-        self._lifetimes()
+        settle_lifetimes(self.spec)
         return self.spec
 
     def _node(self, node: Node) -> None:
@@ -365,7 +361,7 @@ class _Maker:
             use_out = single and target in _OUT_VARIANTS and _plain(item)
             slot = self._slot(self._layout(item), "arena" if use_out else "extern")
             if shared is not None:
-                self.aliases[slot.number] = self.values[shared].slot
+                slot.view_of = self.values[shared].slot
             refs.append(TensorRef(slot.number, slot.layout, ZERO, True))
             layouts[slot.number] = slot.layout
             if use_out:
@@ -390,44 +386,6 @@ class _Maker:
 
     def _reference(self, node: Node) -> Any:
         return self.values[node]
-
-    # -- lifetimes ------------------------------------------------------------------------------
-
-    def _lifetimes(self) -> None:
-        for number, step in enumerate(self.spec.steps):
-            for slot in sorted(touched(step)):
-                entry = self.spec.slots[slot]
-                entry.first = number if entry.first < 0 else entry.first
-                entry.last = number
-        outputs = {ref.slot for ref in tensor_refs(self.spec.outputs)}
-        # A view that ATen made keeps the memory it is over; later slots are views of earlier ones.
-        for alias, source in sorted(self.aliases.items(), reverse=True):
-            below, above = self.spec.slots[source], self.spec.slots[alias]
-            below.last = max(below.last, above.last)
-            if alias in outputs:
-                outputs.add(source)
-                if below.storage == "arena":
-                    below.storage = "output"
-
-
-def size_hints(graph: GraphModule) -> dict[str, int]:
-    """What the sizes of a graph were when it was traced."""
-    found: dict[str, int] = {}
-    for node in graph.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node.meta.get("val")
-        numbers = [*value.shape, *value.stride()] if isinstance(value, torch.Tensor) else [value]
-        for number in numbers:
-            if not isinstance(number, torch.SymInt) or number.node.hint is None:
-                continue
-            try:
-                names = size_index(number).names()
-            except CannotLower:
-                continue
-            if len(names) == 1 and size_index(number) == Index.of(name := next(iter(names))):
-                found[name] = int(number.node.hint)
-    return found
 
 
 def _is_symbolic(value: torch.Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,9 @@ import torch
 from ..ir.index import Index
 from ..ir.kernel_op import KernelOp
 
-Storage = Literal["input", "arena", "output", "extern", "constant"]
+Storage = Literal["input", "arena", "own", "output", "extern", "constant"]
+"""Where a slot lies: `arena`, in the block of intermediates; `own`, an intermediate in memory that
+steps of the program take and let go of; `extern`, what a call of ATen has made."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,12 @@ class Layout:
 
 @dataclass
 class Slot:
-    """A storage: where it lives, and from which to which step (inclusive) it is needed."""
+    """A storage: where it lives, and from which to which step (inclusive) it is needed.
+
+    Attributes:
+        first, last: -1 when no step touches it. What views of it need is counted in.
+        view_of: the slot whose memory this one is, where ATen made a view of an earlier slot.
+    """
 
     number: int
     layout: Layout
@@ -33,6 +40,7 @@ class Slot:
     first: int = -1
     last: int = -1
     constant: torch.Tensor | None = None
+    view_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,27 @@ class TransposeStep:
     target_stride: Index
 
 
-Step = KernelStep | TableStep | ExternStep | TransposeStep
+@dataclass(frozen=True)
+class LifetimeStep:
+    """Let go of the slots in `release`, then take memory for those in `allocate`."""
+
+    allocate: tuple[int, ...]
+    release: tuple[int, ...]
+
+
+Step = KernelStep | TableStep | ExternStep | TransposeStep | LifetimeStep
+
+
+@dataclass
+class ProgramSpec:
+    """Everything about one compiled graph but its code."""
+
+    inputs: list[TensorRef | SizeRef | None]
+    slots: list[Slot]
+    steps: list[Step]
+    outputs: list[Any]
+    kernels: list[KernelOp]
+    sizes: dict[str, Callable[[list[Any]], int]] = field(default_factory=dict)
 
 
 def tensor_refs(value: Any) -> list[TensorRef]:
@@ -130,5 +158,7 @@ def touched(step: Step) -> set[int]:
         return set().union(*step.slots)
     if isinstance(step, TransposeStep):
         return {step.source, step.target}
+    if isinstance(step, LifetimeStep):
+        return set()
     found = {slot for slot in step.results if slot is not None}
     return found | {ref.slot for ref in tensor_refs((step.args, dict(step.kwargs)))}

@@ -1,8 +1,6 @@
-"""One block of memory for the intermediates of a graph, laid out by lifetime.
+"""One block of memory for the intermediates of a graph, laid out by `codegen.arena_plan`.
 
-Offsets are chosen greedily, largest buffer first, at the lowest place free over the buffer's
-whole life. The block itself is shared by all programs of a process that do not run at the same
-time.
+The block is shared by all programs of a process that do not run at the same time.
 """
 
 from __future__ import annotations
@@ -12,75 +10,18 @@ import ctypes.util
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-ALIGNMENT = 64
+from ..codegen.arena_plan import ALIGNMENT as ALIGNMENT
+from ..codegen.arena_plan import ArenaPlan as ArenaPlan
+from ..codegen.arena_plan import Lifetime as Lifetime
+from ..codegen.arena_plan import plan_arena as plan_arena
+from ..codegen.arena_plan import span as span
+
 _HUGE = 2 << 20
 _MADV_HUGEPAGE = 14
-
-
-@dataclass(frozen=True)
-class Lifetime:
-    """A buffer of `size` bytes needed from step `first` to step `last`, both inclusive."""
-
-    size: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class ArenaPlan:
-    """Offsets in bytes, the arena's size, and the largest sum of live bytes: its lower bound."""
-
-    offsets: tuple[int, ...]
-    size: int
-    bound: int
-
-
-def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to behind the last."""
-    if any(size == 0 for size in shape):
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-
-
-def plan_arena(lifetimes: Sequence[Lifetime]) -> ArenaPlan:
-    """Offsets for buffers such that no two that live at the same time overlap."""
-    order = sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].first, i))
-    offsets = [0] * len(lifetimes)
-    placed: list[tuple[int, int, Lifetime]] = []
-    total = 0
-    for number in order:
-        life = lifetimes[number]
-        size = -(-life.size // ALIGNMENT) * ALIGNMENT
-        at = 0
-        for start, end, other in placed:
-            if other.last < life.first or life.last < other.first:
-                continue
-            if start - at >= size:
-                break
-            at = max(at, end)
-        offsets[number] = at
-        placed.append((at, at + size, life))
-        placed.sort(key=lambda item: item[0])
-        total = max(total, at + size)
-    return ArenaPlan(tuple(offsets), total, _live_bytes(lifetimes))
-
-
-def _live_bytes(lifetimes: Sequence[Lifetime]) -> int:
-    change: dict[int, int] = {}
-    for life in lifetimes:
-        size = -(-life.size // ALIGNMENT) * ALIGNMENT
-        change[life.first] = change.get(life.first, 0) + size
-        change[life.last + 1] = change.get(life.last + 1, 0) - size
-    live = peak = 0
-    for step in sorted(change):
-        live += change[step]
-        peak = max(peak, live)
-    return peak
 
 
 class Holder(Protocol):

@@ -10,7 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, tensor_refs
+from ..codegen.steps import (
+    ExternStep,
+    KernelStep,
+    LifetimeStep,
+    TableStep,
+    TensorRef,
+    tensor_refs,
+)
 
 _OURS = ("aten", "prims", "deepcompile")
 
@@ -20,6 +27,9 @@ def not_capturable(spec: ProgramSpec) -> str | None:
     for step in spec.steps:
         if isinstance(step, TableStep):
             return f"the addresses of the rows of {step.op.nest.name} are sent at each call"
+        if isinstance(step, LifetimeStep):
+            # What is taken inside a capture stays with the graph for as long as that lives.
+            return "it lets go of memory as it runs, and a graph would keep all of it"
         if not isinstance(step, ExternStep):
             continue
         target = step.target

@@ -13,12 +13,21 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from ..codegen.cpp_program import CppProgram
 from ..codegen.cpp_table import table_of
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, SizeRef, TableStep, TensorRef, touched
+from ..codegen.steps import (
+    ExternStep,
+    KernelStep,
+    LifetimeStep,
+    SizeRef,
+    TableStep,
+    TensorRef,
+    touched,
+)
 from ..ir.index import Index
 from .arena import ALIGNMENT, POOL, ArenaPlan, Lifetime, plan_arena, span
 from .build import Library
 from .externs import Memory, prepare_extern
 from .frame import Frame, Place
+from .lifetimes import made_by_steps, prepare_lifetimes
 from .recycle import OUTPUTS
 from .threads import openmp_entry_points
 
@@ -30,7 +39,12 @@ MOST_SIZES = 256
 
 @dataclass
 class Bound:
-    """A program bound to sizes: everything that is the same in each call with these sizes."""
+    """A program bound to sizes: everything that is the same in each call with these sizes.
+
+    Attributes:
+        outputs: what a call makes before the first step: slot, shape, strides, dtype and bytes.
+        externs: what the steps that call back into Python do, in order.
+    """
 
     sizes: dict[str, int]
     size_array: Any
@@ -70,7 +84,10 @@ class Program:
                 for slot in spec.slots
                 if slot.constant is not None
             ]
-        self._externs = [step for step in spec.steps if isinstance(step, ExternStep)]
+        self._called_back = [
+            step for step in spec.steps if isinstance(step, (ExternStep, LifetimeStep))
+        ]
+        self._made_by_steps = made_by_steps(spec.steps)
         self._read_by_kernels = frozenset(
             slot
             for step in spec.steps
@@ -82,7 +99,7 @@ class Program:
         assert [slot for _, slot in inputs] == list(range(len(inputs)))
         self._inputs = [number for number, _ in inputs]
         self._no_inputs = [None] * len(inputs)
-        self._held = [s.number for s in spec.slots if s.storage in ("output", "extern")]
+        self._held = [s.number for s in spec.slots if s.storage in ("output", "own", "extern")]
         self._tables = [
             (ctypes.c_int64 * len(table))(*table)
             for step in spec.steps
@@ -206,7 +223,7 @@ class Program:
         slots = []
         outputs = []
         for slot in self.spec.slots:
-            if slot.storage not in ("output", "arena"):
+            if slot.storage not in ("output", "arena") or slot.number in self._made_by_steps:
                 continue
             shape, strides = concrete(slot.layout.shape), concrete(slot.layout.strides)
             nbytes = span(shape, strides) * slot.layout.dtype.itemsize
@@ -224,7 +241,12 @@ class Program:
         workspace = per_thread * threads
         total = arena.size + workspace
         array = (ctypes.c_int64 * max(len(key), 1))(*key)
-        externs = [prepare_extern(step, sizes, self._read_by_kernels) for step in self._externs]
+        externs = [
+            prepare_extern(step, sizes, self._read_by_kernels)
+            if isinstance(step, ExternStep)
+            else prepare_lifetimes(step, self.spec.slots, sizes, torch.device("cpu"))
+            for step in self._called_back
+        ]
         return Bound(
             sizes,
             array,

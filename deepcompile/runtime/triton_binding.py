@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ..codegen.program import ProgramSpec
-from ..codegen.steps import ExternStep, KernelStep, TableStep, TensorRef, touched
+from ..codegen.steps import (
+    ExternStep,
+    KernelStep,
+    LifetimeStep,
+    TableStep,
+    TensorRef,
+    touched,
+)
 from ..codegen.triton_kernel import TritonKernel
 from ..codegen.triton_matmul import emit_matmul
 from ..codegen.triton_table import CHUNK, TritonTable, chunks_of, sources_of
@@ -22,6 +29,7 @@ from .externs import prepare_extern, tensor_of
 from .frame import Frame, Place
 from .launch_table import ALIGNED, MOST_ARGUMENTS, NUMBER, Argument, LaunchTable
 from .launcher import Launcher
+from .lifetimes import made_by_steps, prepare_lifetimes
 from .triton_flags import Flags
 from .triton_kernels import LoadedKernel, TritonKernels
 from .triton_launches import divisible_arguments, launches, matmul_launch
@@ -55,7 +63,7 @@ class Bound:
         calls: what the walk calls back, by number.
         general: what fills in the code for unaligned arguments, by place in the table.
         places: of slots in the arena.
-        outputs: tensors that a call makes anew.
+        outputs: tensors that a call makes anew before the first step.
         idle: frames that no call uses now.
     """
 
@@ -121,6 +129,7 @@ class Binder:
         # Steps that are part of the one before.
         self.done: set[int] = set()
         self.forgotten = -1
+        self.follows_lifetimes = any(isinstance(step, LifetimeStep) for step in spec.steps)
         self.read_by_kernels = frozenset(
             slot
             for step in spec.steps
@@ -144,6 +153,9 @@ class Binder:
             elif isinstance(step, ExternStep):
                 run = prepare_extern(step, self.sizes, self.read_by_kernels)
                 self._call(number, run, touched(step))
+            elif isinstance(step, LifetimeStep):
+                run = prepare_lifetimes(step, self.spec.slots, self.sizes, self.driver.device)
+                self._call(number, run, set())
             else:
                 raise AssertionError(f"{type(step).__name__} is for the CPU")
         arena, places, outputs = self._memory()
@@ -169,7 +181,12 @@ class Binder:
         self.calls.append(partial(_run_and_forget, run, dead) if dead else run)
 
     def _dead(self, number: int) -> tuple[int, ...]:
-        """Slots last needed by this step, or by launches since the call before it."""
+        """Slots last needed by this step, or by launches since the call before it.
+
+        None in a program whose steps say what to let go of.
+        """
+        if self.follows_lifetimes:
+            return ()
         kept = {ref.slot for ref in self.spec.outputs if isinstance(ref, TensorRef)}
         since, self.forgotten = self.forgotten, number
         return tuple(
@@ -288,8 +305,9 @@ class Binder:
         lifetimes: list[Lifetime] = []
         layouts: list[Made] = []
         outputs: list[Made] = []
+        made_later = made_by_steps(self.spec.steps)
         for slot in self.spec.slots:
-            if slot.storage not in ("output", "arena"):
+            if slot.storage not in ("output", "arena") or slot.number in made_later:
                 continue
             shape = tuple(int(size.evaluate(self.sizes)) for size in slot.layout.shape)
             strides = tuple(int(stride.evaluate(self.sizes)) for stride in slot.layout.strides)

@@ -279,7 +279,9 @@ def test_tuning_asks_the_machine_unless_bits_must_repeat(monkeypatch, choice: bo
     given = []
     make = backend.make_program
     monkeypatch.setattr(
-        backend, "make_program", lambda graph, gemm: given.append(gemm) or make(graph, gemm)
+        backend,
+        "make_program",
+        lambda graph, gemm, **rest: given.append(gemm) or make(graph, gemm, **rest),
     )
     x, y = torch.randn(32, 16), torch.randn(16, 8)
     for extra in ({}, {"deterministic": True}):
