@@ -3,7 +3,8 @@
 What is counted is what the runtime asks an allocator for, one storage at a time, and the inputs
 until the program lets go of them. Not seen are:
 
-- memory that an operator of ATen takes and gives back inside its call,
+- memory that an operator of ATen takes and gives back inside its call, unless the caller knows it
+  (`scratch`): convolutions on the CPU take as much as their result, oneDNN's products a little,
 - what libraries keep for themselves,
 - an input whose storage is larger than its tensor, or shared with another input: each input counts
   the bytes between its first and last element,
@@ -22,10 +23,10 @@ from .arena_plan import Lifetime, plan_arena
 from .lifetimes import returned, slot_bytes
 from .steps import LifetimeStep, ProgramSpec, Slot, TensorRef
 
-Role = Literal["input", "output", "transient", "extern", "constant", "arena"]
+Role = Literal["input", "output", "transient", "extern", "constant", "arena", "scratch"]
 
-ARENA = -1
-"""The number that stands for the block of small intermediates, which is no slot."""
+ARENA, SCRATCH = -1, -2
+"""Numbers for what is no slot: the block of small intermediates, memory inside of a call."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Span:
     """One storage and when it is there.
 
     Attributes:
-        slot: the slot it was made for, or `ARENA`. Views of it have no span of their own.
+        slot: the slot it was made for, `ARENA` or `SCRATCH`. Views of it have no span of their own.
         nbytes: what the allocator gives for it.
         first, last: the steps, both inclusive, in which it is there. -1 is before the first step,
             and the number of steps is behind the last one, when the program has returned.
@@ -94,6 +95,7 @@ def timeline(
     granule: int = 1,
     pinned_inputs: Collection[int] = (),
     workspace: int = 0,
+    scratch: Mapping[int, int] | None = None,
 ) -> Timeline:
     """What a run of a program with these sizes holds, step by step.
 
@@ -106,6 +108,7 @@ def timeline(
         workspace: bytes that the runtime adds to the block of small intermediates, for the threads
             of kernels and for alignment. A pool keeps that block between calls, so it is there
             before and behind a program too.
+        scratch: bytes that steps, by number, take and give back inside their calls.
     """
     end = len(spec.steps)
     taken: dict[int, int] = {}
@@ -155,6 +158,8 @@ def timeline(
     block = _rounded(plan_arena(small).size + workspace, granule)
     if block:
         spans.append(Span(ARENA, "arena", block, -1, end))
+    for number, nbytes in (scratch or {}).items():
+        spans.append(Span(SCRATCH, "scratch", _rounded(nbytes, granule), number, number))
     return Timeline(tuple(spans), end)
 
 

@@ -137,6 +137,14 @@ def test_the_workspace_is_part_of_the_block() -> None:
     assert (block.first, block.last) == (-1, found.steps)
 
 
+def test_scratch_is_there_in_its_step_only() -> None:
+    spec = chain(follow=True)
+    plain, more = timeline(spec, {}), timeline(spec, {}, scratch={3: BIG})
+    steps = range(-1, len(spec.steps) + 1)
+    assert [more.live(n) - plain.live(n) for n in steps if n != 3] == [0] * (len(steps) - 1)
+    assert more.live(3) == plain.live(3) + BIG
+
+
 def test_an_input_that_no_step_needs_is_let_go_of_first() -> None:
     made = Written()
     made.slot(BIG, "input")
