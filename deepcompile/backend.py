@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
+from .budget.split import BudgetedSplit, BudgetReport, budget_bytes
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.torch_private import exceptions_meant_for_dynamo
@@ -29,6 +30,7 @@ from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hint
 from .codegen.steps import ExternStep, KernelStep, TableStep
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
+from .cost.rates import rates_of
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
@@ -133,9 +135,39 @@ class _Compiler:
             example_inputs,
             compile_graph=self.compile_graph,
             run_joint_passes=self.run_joint_passes,
+            split_joint=self._budgeted_split(),
             options=self.options,
             note=self.note,
         )
+
+    def _budgeted_split(self) -> BudgetedSplit | None:
+        """What splits joint graphs so that the step fits `memory_budget`; None without one."""
+        if self.options.memory_budget is None:
+            return None
+        triton = uses_triton(self.device, self.options.codegen)
+        capability = gpu_of(self.device).capability
+        return BudgetedSplit(
+            budget_bytes(self.options.memory_budget, self.device),
+            rates_of(self.device.type, capability, torch.get_num_threads()),
+            self._trial_program,
+            self._budget_decided,
+            optimizer_bytes=self.options.optimizer_bytes,
+            granule=512 if triton else 1,
+        )
+
+    def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
+        """What would become of a graph, without a trace in the run directory."""
+        manager = PassManager(self.pipeline.graph, (), self.options)
+        graph = manager.run(gm, kind, f"trial_{kind}")
+        triton = uses_triton(self.device, self.options.codegen)
+        gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
+        return make_program(graph, gemm, follow_lifetimes=follow_lifetimes)
+
+    def _budget_decided(self, report: BudgetReport) -> None:
+        self.follow_lifetimes = report.follow_lifetimes
+        self.note("memory-budget", **report.facts())
+        for record in self.recordings:
+            record.budgets.append(report)
 
     def note(self, event: str, /, **fields: Any) -> None:
         """Record an event in the run directory and for `explain`."""

@@ -89,6 +89,18 @@ class CompileError(DeepCompileError):
         self.source = source
 
 
+class MemoryBudgetError(DeepCompileError):
+    """A training step cannot fit the budget; nothing has run yet.
+
+    `budget` and `smallest` are bytes: what was given, and the least that a plan was found for.
+    """
+
+    def __init__(self, detail: str, budget: int = 0, smallest: int = 0) -> None:
+        super().__init__(detail)
+        self.budget = budget
+        self.smallest = smallest
+
+
 class CompilerMissing(DeepCompileError):
     """No usable C++ compiler on this machine."""
 

@@ -67,6 +67,22 @@ def parse_size(text: str | int, total: int | None = None) -> int:
     return int(amount * _UNITS[unit])
 
 
+def _budget(value: Any) -> str | int:
+    """A size, a share of the device's memory, or "auto"; shares are resolved by the compile."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text == "auto":
+            return text
+        if text.endswith("%"):
+            if parse_size(text, 10**6) == 0:
+                raise ValueError("a budget of nothing")
+            return text
+    size = parse_size(value)
+    if size == 0:
+        raise ValueError("a budget of nothing")
+    return size
+
+
 def format_size(size: int) -> str:
     """`size` bytes in the largest binary unit, e.g. `1.5 GiB`."""
     amount = float(size)
@@ -257,6 +273,20 @@ class Options:
         _choice("off", "measure"),
         "off|measure",
         "Choose the library of matrix products from a table, or by timing it here.",
+        in_key=True,
+    )
+    memory_budget: str | int | None = _option(
+        None,
+        _budget,
+        "size|N%|auto",
+        "Peak memory of a training step: '6GiB', '70%' of the device, or 'auto' (what is free).",
+        in_key=True,
+    )
+    optimizer_bytes: int | None = _option(
+        None,
+        parse_size,
+        "size",
+        "State of the optimizer, for memory_budget; default: 8 bytes for each trained number.",
         in_key=True,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _option(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch.fx import GraphModule
 
+from .budget.split import BudgetReport
 from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
 from .codegen.steps import KernelStep, TableStep
@@ -58,6 +59,7 @@ class Recording:
 
     graphs: list[CompiledGraph] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    budgets: list[BudgetReport] = field(default_factory=list)
 
 
 _RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())

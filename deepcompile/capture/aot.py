@@ -16,6 +16,7 @@ from deepcompile.capture.recompute_hints import prefer_recomputing
 from deepcompile.errors import (
     CompileError,
     DeepCompileError,
+    MemoryBudgetError,
     OptionError,
     PipelineError,
     VerificationError,
@@ -26,10 +27,18 @@ from deepcompile.ir.blame import place_of
 log = logging.getLogger(__name__)
 
 #: Mistakes of the user and what the user asked to be told; other failures end in eager.
-_FOR_THE_USER = (CompileError, OptionError, PipelineError, VerificationError)
+_FOR_THE_USER = (
+    CompileError,
+    MemoryBudgetError,
+    OptionError,
+    PipelineError,
+    VerificationError,
+)
 
 CompiledGraphKind = Literal["inference", "forward", "backward"]
 Note = Callable[..., None]
+SplitJoint = Callable[..., tuple[GraphModule, GraphModule]]
+"""As functorch's partitioners: joint graph, its inputs and `num_fwd_outputs=` to two graphs."""
 
 
 class CompileGraph(Protocol):
@@ -57,6 +66,7 @@ def compile_through_aot(
     *,
     compile_graph: CompileGraph,
     run_joint_passes: Callable[[GraphModule], GraphModule],
+    split_joint: SplitJoint | None = None,
     options: Any = None,
     note: Note | None = None,
 ) -> Callable[..., Any]:
@@ -64,9 +74,10 @@ def compile_through_aot(
 
     AOTAutograd traces `gm` to ATen with `decomposition_table()`, functional but for the epilogue of
     `copy_` nodes that write mutated inputs back. Where a gradient is needed the joint graph goes to
-    `run_joint_passes` and is then split; the two halves go to `compile_graph` as kinds "forward"
-    (at once) and "backward" (at once with symbolic sizes, else at the first backward pass).
-    Otherwise one graph goes there as kind "inference", which the joint passes never see.
+    `run_joint_passes` and is then split, by `split_joint` or else torch's partitioner; the halves
+    go to `compile_graph` as kinds "forward" (at once) and "backward" (at once with symbolic sizes,
+    else at the first backward pass). Otherwise one graph goes there as kind "inference", which the
+    joint passes never see.
 
     What cannot be captured or compiled runs in eager, and `note("fallback", ...)` tells why, unless
     `options.strict` is set: then `CompileError` is raised. Errors derived from Dynamo's
@@ -81,6 +92,7 @@ def compile_through_aot(
                 flat_inputs,
                 compile_graph=compile_graph,
                 run_joint_passes=run_joint_passes,
+                split_joint=split_joint,
                 options=options,
                 note=note,
             ),
@@ -125,7 +137,7 @@ def compile_through_aot(
         joint = run_joint_passes(joint)
         keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
         prefer_recomputing(joint.graph)
-        return torch_private.split_joint_graph(joint, joint_inputs, **kwargs)
+        return (split_joint or torch_private.split_joint_graph)(joint, joint_inputs, **kwargs)
 
     try:
         compiled = torch_private.capture_with_aot(

@@ -19,12 +19,19 @@ from torch._dynamo.exc import (
 from torch._dynamo.utils import counters, flatten_graph_inputs
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
-from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._functorch.partitioners import (
+    _extract_fwd_bwd_modules,
+    min_cut_rematerialization_partition,
+    raise_getitems,
+    thread_graphsafe_rng_from_hops,
+)
 from torch._guards import TracingContext
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.utils._ordered_set import OrderedSet
 
 __all__ = [
     "capture_with_aot",
+    "divide_joint_graph",
     "exceptions_meant_for_dynamo",
     "flatten_graph_inputs",
     "hidden_from_dynamo",
@@ -61,10 +68,45 @@ def split_joint_graph(
     """Torch's minimum-cut split of a joint graph into forward and backward.
 
     Torch's own common-subexpression step is left out: it imports the whole of Inductor (more than
-    a second of CPU time), and the joint passes have done that work already.
+    a second of CPU time), and the joint passes have done that work already. Its own memory budget
+    is left out too: below 1 it draws random numbers anew in backward.
     """
-    with functorch_config.patch(cse=False):
+    with functorch_config.patch(cse=False, activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+
+
+def divide_joint_graph(
+    joint: GraphModule,
+    saved: Sequence[Node],
+    symbols: Sequence[Node],
+    num_fwd_outputs: int,
+    static_lifetime_input_indices: Sequence[int] = (),
+) -> tuple[GraphModule, GraphModule]:
+    """Forward and backward of a joint graph in which backward needs nothing but what is saved.
+
+    `saved` are tensors of forward and inputs of the step; `symbols` sizes among its nodes. What
+    backward does not read of them is left out.
+    """
+    primals = [
+        node
+        for node in joint.graph.find_nodes(op="placeholder")
+        if str(node.target).startswith("primals")
+    ]
+    static = OrderedSet(
+        node for number, node in enumerate(primals) if number in static_lifetime_input_indices
+    )
+    forward, backward = _extract_fwd_bwd_modules(
+        joint,
+        list(saved),
+        saved_sym_nodes=list(symbols),
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_nodes=static,
+    )
+    forward, backward = raise_getitems(forward), raise_getitems(backward)
+    return (
+        thread_graphsafe_rng_from_hops(forward, is_backward=False),
+        thread_graphsafe_rng_from_hops(backward, is_backward=True),
+    )
 
 
 def static_input_indices() -> tuple[int, ...]:

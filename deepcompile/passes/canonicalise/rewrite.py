@@ -269,6 +269,10 @@ class _Walk:
             and isinstance(args[1], Node)
         ):
             parts.sort(key=id)
+        # Copies that backward makes of one value at different times are there to be forgotten.
+        copy = node.meta.get("recomputed_for")
+        if copy is not None:
+            parts.append(("recomputed for", copy))
         return (target, *parts)
 
     def _part(self, arg: Any) -> Any:

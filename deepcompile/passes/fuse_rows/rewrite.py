@@ -213,7 +213,7 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
     readers: dict[Node, list[Node]] = {}
     for node, group in plan.group_of.items():
         for read, _ in group.reads[node]:
-            if read in plan.group_of:
+            if read in plan.group_of and not _at_other_times(read, node):
                 pair = (-_bytes(read), plan.order[read], plan.order[node], read, node)
                 found.append(pair)
             if read is not node and node not in readers.setdefault(read, []):
@@ -225,10 +225,18 @@ def _candidates(plan: Plan) -> list[tuple[int, int, int, Node, Node]]:
         if size < 1024:
             continue
         for first, second in itertools.pairwise(nodes):
+            if first.meta.get("segment") != second.meta.get("segment"):
+                continue  # one of them would run long before its results are needed
             # Sharing a read saves half of what not writing and reading again saves.
             found.append((-(size // 2), plan.order[first], plan.order[second], first, second))
     found.sort(key=lambda item: item[:3])
     return found
+
+
+def _at_other_times(producer: Node, consumer: Node) -> bool:
+    """Whether one is a copy that backward makes for another segment than the other works on."""
+    copy = "recomputed_for" in producer.meta or "recomputed_for" in consumer.meta
+    return copy and producer.meta.get("segment") != consumer.meta.get("segment")
 
 
 def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:

@@ -1,0 +1,133 @@
+"""Plans of one joint graph for any budget, by the programs that they become."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch.fx import GraphModule, Node
+
+from ..capture import torch_private
+from ..passes.checkpoints.combine import Combination
+from ..passes.checkpoints.emit import Recompute, written_out
+from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
+from ..passes.checkpoints.place import Options, Part, fit, highest, lowest, options_of
+from .step import StepTimeline
+
+Halves = tuple[GraphModule, GraphModule]
+RUNGS = 160
+"""Sizes that plans are made for, between the least and the most that a step can use."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One plan for a training step, and what the programs made of it hold.
+
+    Attributes:
+        size: bytes it was made for, beside what is pinned.
+        combination: what was chosen for each part of the model.
+        parts: the same as sets of tensors.
+        saved: tensors that forward keeps for backward, and their bytes.
+        halves: forward and backward.
+        step: the simulation of their programs.
+    """
+
+    size: int
+    combination: Combination
+    parts: list[Part]
+    saved: dict[Node, int]
+    halves: Halves
+    step: StepTimeline
+
+
+class StepPlanner:
+    """Plans of one joint graph for any budget.
+
+    Plans are made for a fixed ladder of sizes, and a budget takes the highest that fits when
+    simulated. So a larger budget never gets a slower plan, whatever the error of the estimates.
+    """
+
+    def __init__(
+        self,
+        joint: GraphModule,
+        facts: Joint,
+        simulate: Callable[[Halves, Joint], StepTimeline],
+        static: Sequence[int] = (),
+    ) -> None:
+        self.joint = joint
+        self.facts = facts
+        self.static = static
+        self.trial_seconds = 0.0
+        self.plan_seconds = 0.0
+        self.trials = 0
+        self._simulate = simulate
+        self._planned: dict[int, Planned] = {}
+
+    @cached_property
+    def options(self) -> Options:
+        """What each part of the model can keep."""
+        started = time.perf_counter()
+        found = options_of(self.facts)
+        self.plan_seconds += time.perf_counter() - started
+        return found
+
+    @cached_property
+    def ladder(self) -> list[int]:
+        """Sizes in bytes, growing: from what the leanest plan needs to what the quickest does."""
+        least, _ = lowest(self.options)
+        most = highest(self.options)
+        ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
+        return sorted({least, most, *(int(least * ratio**rung) for rung in range(1, RUNGS))})
+
+    def within(self, room: int) -> Planned | None:
+        """The quickest plan whose programs hold at most `room` bytes beside what is pinned."""
+        rung = max(bisect.bisect_right(self.ladder, room) - 1, 0)
+        while rung >= 0:
+            planned = self.planned(rung)
+            if planned.step.peak <= room:
+                return planned
+            if rung == 0:
+                return None
+            # Plans for sizes near by are off by about as much.
+            excess = planned.step.peak - room
+            below = bisect.bisect_right(self.ladder, self.ladder[rung] - excess // 2) - 1
+            rung = max(0, min(rung - 1, below))
+        return None
+
+    def planned(self, rung: int) -> Planned:
+        """The plan for one size of the ladder."""
+        found = self._planned.get(rung)
+        if found is not None:
+            return found
+        size = self.ladder[rung]
+        options = self.options
+        started = time.perf_counter()
+        combination = fit(options, size)
+        assert combination is not None
+        parts = options.chosen(combination)
+        recomputed = options.recompute(parts)
+        halves = _divide(self.joint, self.facts, recomputed, self.static)
+        self.plan_seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        step = self._simulate(halves, self.facts)
+        self.trial_seconds += time.perf_counter() - started
+        self.trials += 1
+        saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
+        found = Planned(size, combination, parts, saved, halves, step)
+        self._planned[rung] = found
+        return found
+
+
+def _divide(
+    joint: GraphModule, facts: Joint, recomputed: Recompute, static: Sequence[int]
+) -> Halves:
+    given = [node for node in recomputed.inputs if not is_tangent(node)]
+    tensors = [node for node in given if not is_symbol(node)]
+    symbols = [node for node in facts.position if is_symbol(node)]
+    with written_out(facts, recomputed):
+        return torch_private.divide_joint_graph(
+            joint, [*tensors, *recomputed.saved], symbols, facts.forward_outputs, static
+        )

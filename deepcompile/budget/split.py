@@ -1,0 +1,238 @@
+"""Splits a joint graph such that the step fits a budget, and reports what came of it.
+
+Torch's own split is tried first: where it fits, nothing changes. Where it fits once programs take
+and let go of memory as they run, only that changes. Else checkpoints are placed for the budget
+(`passes.checkpoints`) by figures of a graph that is not fused yet, and what the passes and the
+program made of it is simulated exactly (`codegen.timeline`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..capture import torch_private
+from ..codegen.size_hints import size_hints
+from ..codegen.steps import ProgramSpec
+from ..codegen.timeline import Timeline, timeline
+from ..cost.rates import Rates
+from ..errors import MemoryBudgetError
+from ..options import format_size, parse_size
+from ..passes.checkpoints.decisions import Decision, decisions
+from ..passes.checkpoints.joint import Joint
+from ..runtime.free_memory import free_memory, total_memory
+from .planner import Halves, Planned, StepPlanner
+from .step import Pinned, StepTimeline, pinned_bytes
+
+MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
+"""From a graph, its kind, and whether memory follows lifetimes to its program."""
+
+
+@dataclass
+class BudgetReport:
+    """What became of a budget, for `explain` and the run directory.
+
+    Attributes:
+        budget: bytes that were given.
+        pinned: what is there through the whole step.
+        unplanned: the peak without a budget.
+        peak: the peak that is predicted now.
+        follow_lifetimes: whether programs take and let go of memory as they run.
+        planned: the plan; None where the budget needs none.
+        smallest: the least that a plan was found for; 0 where none was looked for.
+        floor: no plan can be below it: the largest working set of backward.
+        assumed_optimizer: whether the bytes of the optimizer's state are a guess.
+    """
+
+    budget: int
+    pinned: Pinned
+    step: StepTimeline | None = None
+    unplanned: int = 0
+    peak: int = 0
+    follow_lifetimes: bool = False
+    planned: Planned | None = None
+    smallest: int = 0
+    plan_seconds: float = 0.0
+    trial_seconds: float = 0.0
+    trials: int = 0
+    assumed_optimizer: bool = True
+    decisions: list[Decision] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """As fields of an event."""
+        combination = self.planned.combination if self.planned else None
+        return {
+            "budget": self.budget,
+            "peak": self.peak,
+            "unplanned_peak": self.unplanned,
+            "parameters": self.pinned.parameters,
+            "optimizer": self.pinned.optimizer,
+            "optimizer_assumed": self.assumed_optimizer,
+            "recompute_seconds": combination.seconds if combination else 0.0,
+            "bound_seconds": combination.bound if combination else 0.0,
+            "trials": self.trials,
+            "plan_seconds": round(self.plan_seconds, 4),
+            "trial_seconds": round(self.trial_seconds, 4),
+        }
+
+
+class BudgetedSplit:
+    """Splits joint graphs so that the step fits.
+
+    Args:
+        budget: bytes, for everything that the step has in memory.
+        rates: of the device.
+        make_program: what passes and code generation make of a graph of a kind.
+        decided: called with what became of the budget, before the halves are compiled.
+        optimizer_bytes: of the optimizer's state; None: two fp32 numbers a trainable parameter.
+        granule: bytes of which the device's allocator gives multiples.
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        rates: Rates,
+        make_program: MakeProgram,
+        decided: Callable[[BudgetReport], None],
+        optimizer_bytes: int | None = None,
+        granule: int = 1,
+    ) -> None:
+        self.budget = budget
+        self.rates = rates
+        self.make_program = make_program
+        self.decided = decided
+        self.optimizer_bytes = optimizer_bytes
+        self.granule = granule
+
+    def __call__(
+        self,
+        joint: GraphModule,
+        joint_inputs: Sequence[Any],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Halves:
+        """As functorch's partitioners.
+
+        Raises:
+            MemoryBudgetError: when no plan fits; it names the smallest budget that does.
+        """
+        static = tuple(static_lifetime_input_indices or ())
+        halves = torch_private.split_joint_graph(
+            joint,
+            joint_inputs,
+            num_fwd_outputs=num_fwd_outputs,
+            static_lifetime_input_indices=list(static),
+            **kwargs,
+        )
+        facts = Joint(joint.graph, num_fwd_outputs, self.rates)
+        report = BudgetReport(self.budget, pinned_bytes(facts, static, self.optimizer_bytes))
+        report.assumed_optimizer = self.optimizer_bytes is None
+        for follow_lifetimes in (False, True):
+            report.follow_lifetimes = follow_lifetimes
+            started = time.perf_counter()
+            report.step = self.simulate(halves, facts, follow_lifetimes)
+            report.trial_seconds += time.perf_counter() - started
+            report.trials += 1
+            report.peak = report.step.peak + report.pinned.total
+            report.unplanned = report.unplanned or report.peak
+            if report.peak <= self.budget:
+                break
+        else:
+            planner = StepPlanner(joint, facts, self.simulate, static)
+            report.planned = planner.within(self.budget - report.pinned.total)
+            report.plan_seconds = planner.plan_seconds
+            report.trial_seconds += planner.trial_seconds
+            report.trials += planner.trials
+            if report.planned is None:
+                raise self._refusal(planner.planned(0), report.pinned)
+            report.step = report.planned.step
+            report.peak = report.step.peak + report.pinned.total
+            report.decisions = decisions(planner.options, report.planned.saved)
+            halves = report.planned.halves
+        self.decided(report)
+        return halves
+
+    def _refusal(self, leanest: Planned, pinned: Pinned) -> MemoryBudgetError:
+        smallest = leanest.step.peak + pinned.total
+        where, program = leanest.step.highest
+        held = ", ".join(
+            f"{_ROLES[span.role]} of {format_size(span.nbytes)}"
+            for span in program.owners(program.peak_step)[:3]
+        )
+        return MemoryBudgetError(
+            f"memory_budget = {format_size(self.budget)}: this training step needs at least "
+            f"{smallest} bytes ({format_size(smallest)}). {format_size(pinned.parameters)} of them "
+            f"are parameters and inputs, {format_size(pinned.optimizer)} state of the optimizer; "
+            f"at its highest moment {where} also holds {held}. Give at least that much, or a "
+            "smaller batch.",
+            self.budget,
+            smallest,
+        )
+
+    def simulate(self, halves: Halves, facts: Joint, follow_lifetimes: bool = True) -> StepTimeline:
+        """What the programs of the two halves hold."""
+        forward, backward = halves
+        returned = {
+            facts.base(node).name: facts.nbytes(node)
+            for node in facts.outputs[: facts.forward_outputs]
+            if isinstance(node, Node) and facts.base(node).op != "placeholder"
+        }
+        return StepTimeline(
+            self._timeline(forward, "forward", (), follow_lifetimes),
+            self._timeline(backward, "backward", tuple(returned), follow_lifetimes),
+            sum(returned.values()),
+        )
+
+    def _timeline(
+        self, graph: GraphModule, kind: str, held: Sequence[str], follow_lifetimes: bool
+    ) -> Timeline:
+        spec = self.make_program(_copied(graph), kind, follow_lifetimes)
+        names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
+        pinned = {
+            number
+            for number, name in enumerate(names)
+            if name.startswith("primals") or name in held
+        }
+        return timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
+
+
+_ROLES = {
+    "input": "a tensor saved by forward",
+    "output": "a gradient or output",
+    "transient": "an intermediate",
+    "extern": "a result of an operator",
+    "constant": "a constant",
+    "arena": "a block of small intermediates",
+}
+
+
+def budget_bytes(budget: str | int, device: torch.device) -> int:
+    """Bytes of an option: a size as it is, a share of the device's memory, or what is free."""
+    if isinstance(budget, int):
+        return budget
+    if budget == "auto":
+        return int(free_memory(device) * (1 - MARGIN))
+    return parse_size(budget, total_memory(device))
+
+
+MARGIN = 0.1
+"""The part of the free memory that `memory_budget="auto"` leaves alone."""
+
+
+def _copied(graph: GraphModule) -> GraphModule:
+    """The graph with nodes of its own, for passes to change."""
+    new = Graph()
+    env: dict[Node, Node] = {}
+    for node in graph.graph.nodes:
+        env[node] = new.node_copy(node, env.__getitem__)
+        env[node].meta = dict(node.meta)
+    result = GraphModule(graph, new)
+    result.meta.update(graph.meta)
+    return result

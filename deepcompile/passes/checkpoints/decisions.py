@@ -1,0 +1,92 @@
+"""What was decided for each tensor that backward could keep, as rows to show and to store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch.fx import Node
+
+from ...ir.origins import origin_of
+from .choices import price_of
+from .joint import is_symbol, must_recompute, why_kept
+from .place import Options
+
+
+@dataclass(frozen=True)
+class Decision:
+    """For one tensor of forward.
+
+    Attributes:
+        tensor: its name in the joint graph.
+        op: what makes it.
+        nbytes: of its storage.
+        decision: whether it stays in memory until backward, or backward makes it again.
+        segment: the part of the model that makes it.
+        seconds: what making it again takes by the cost model, given what it is made of.
+        why: "chosen", or the reason that left no choice.
+        origin: the user's line.
+    """
+
+    tensor: str
+    op: str
+    nbytes: int
+    decision: Literal["keep", "recompute"]
+    segment: int
+    seconds: float
+    why: str
+    origin: str | None
+
+    @property
+    def price(self) -> float:
+        """Seconds a byte that keeping it spares."""
+        return self.seconds / self.nbytes if self.nbytes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def decisions(options: Options, saved: Collection[Node]) -> list[Decision]:
+    """One row for each storage of forward that backward reads or computes again, in order."""
+    joint, segments = options.joint, options.segments
+    found = []
+    for node in joint.forward:
+        if joint.is_view(node) or is_symbol(node) or not joint.nbytes(node):
+            continue
+        if isinstance(node.meta.get("val"), tuple | list):
+            continue
+        if node not in saved and node not in joint.needed and not _on_the_way(joint.needed, node):
+            continue
+        found.append(
+            Decision(
+                node.name,
+                str(node.target),
+                joint.nbytes(node),
+                "keep" if node in saved else "recompute",
+                segments.home[node],
+                price_of(joint, node),
+                _why(options, node),
+                origin_of(node),
+            )
+        )
+    return found
+
+
+def _on_the_way(needed: Collection[Node], node: Node) -> bool:
+    """Whether a view of it is what backward reads."""
+    return any(user in needed for user in node.users)
+
+
+def _why(options: Options, node: Node) -> str:
+    reason = why_kept(node)
+    if reason is not None:
+        return reason
+    if must_recompute(node):
+        return "marked to be computed again"
+    if node in options.segments.cheap:
+        return "made of inputs by few kernels"
+    if node in options.segments.crossing:
+        return "handed from one layer to the next"
+    return "chosen"

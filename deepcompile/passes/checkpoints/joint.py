@@ -1,0 +1,216 @@
+"""What a joint graph is made of: forward, backward, storages, what may be computed again."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.utils.checkpoint import CheckpointPolicy
+
+from ...cost.flops import extent_of, flops_of
+from ...cost.rates import Rates
+
+aten = torch.ops.aten
+
+_COPIES = (aten._to_copy.default, aten.clone.default)
+_REDUCTIONS = frozenset(
+    (
+        aten.sum, aten.mean, aten.prod, aten.any, aten.all, aten.amax, aten.amin, aten.max,
+        aten.min, aten.argmax, aten.argmin, aten.var, aten.var_mean, aten.std, aten.logsumexp,
+    )
+)  # fmt: skip
+_MADE = frozenset((aten.full, aten.zeros, aten.ones, aten.arange, aten.scalar_tensor, aten.empty))
+_GATHERS = frozenset((aten.index, aten.gather, aten.embedding, aten.cat, aten.constant_pad_nd))
+_KNOWN_NAMESPACES = frozenset(("aten", "prims", "deepcompile", "_operator"))
+
+
+@dataclass
+class Joint:
+    """A joint graph of forward and backward, and what the placement of checkpoints needs of it.
+
+    Attributes:
+        graph: as AOTAutograd traced it and the joint passes left it.
+        forward_outputs: how many of its outputs are those of forward.
+        rates: of the device it will run on.
+        forward: nodes that need no tangent, in order.
+        backward: nodes that do, in order.
+        needed: of forward, what backward nodes and outputs read directly.
+        position: of each node in the graph.
+    """
+
+    graph: Graph
+    forward_outputs: int
+    rates: Rates
+    forward: list[Node] = field(default_factory=list)
+    backward: list[Node] = field(default_factory=list)
+    needed: dict[Node, None] = field(default_factory=dict)
+    position: dict[Node, int] = field(default_factory=dict)
+    _bases: dict[Node, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        gradients: set[Node] = set()
+        storages: dict[int, Node] = {}
+        for number, node in enumerate(self.graph.nodes):
+            self.position[node] = number
+            if node.op == "output":
+                continue
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+                key = value.untyped_storage()._cdata
+                self._bases[node] = storages.setdefault(key, node)
+            if is_tangent(node) or any(source in gradients for source in node.all_input_nodes):
+                gradients.add(node)
+                if node.op == "call_function":
+                    self.backward.append(node)
+            elif node.op == "call_function":
+                self.forward.append(node)
+        for node in self.backward:
+            for source in node.all_input_nodes:
+                if source not in gradients:
+                    self.needed[source] = None
+        for node in self.outputs[self.forward_outputs :]:
+            if isinstance(node, Node) and node not in gradients:
+                self.needed[node] = None
+
+    @cached_property
+    def outputs(self) -> list[Any]:
+        """Those of forward, then those of backward: gradients."""
+        (output,) = self.graph.find_nodes(op="output")
+        return list(output.args[0])
+
+    @cached_property
+    def required(self) -> frozenset[Node]:
+        """The forward nodes that outputs of forward depend on."""
+        stack = [n for n in self.outputs[: self.forward_outputs] if isinstance(n, Node)]
+        found: set[Node] = set(stack)
+        while stack:
+            for source in stack.pop().all_input_nodes:
+                if source not in found:
+                    found.add(source)
+                    stack.append(source)
+        return frozenset(found)
+
+    def base(self, node: Node) -> Node:
+        """The node that made the storage which `node` is a view of; itself when it is none."""
+        return self._bases.get(node, node)
+
+    def nbytes(self, node: Node) -> int:
+        """Bytes of the storage of `node`; 0 of what is no tensor."""
+        return bytes_of(self.base(node))
+
+    def is_view(self, node: Node) -> bool:
+        """Whether it costs nothing: it only looks at memory that another node made."""
+        return self.base(node) is not node
+
+    def seconds(self, node: Node) -> float:
+        """What computing it once takes by itself, with all it reads and writes in memory."""
+        if self.is_view(node) or node.target is operator.getitem or node.op != "call_function":
+            return 0.0
+        moved = bytes_of(node) + sum(bytes_of(source) for source in node.all_input_nodes)
+        return self.rates.seconds(moved, flops_of(node), dtype_of(node))
+
+
+def is_tangent(node: Node) -> bool:
+    """Whether it is an input that backward gets from outside."""
+    return node.op == "placeholder" and str(node.target).startswith("tangents")
+
+
+def is_symbol(node: Node) -> bool:
+    """Whether it is a size rather than a tensor."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int)
+
+
+def dtype_of(node: Node) -> str:
+    """The name that rates are listed under."""
+    value = node.meta.get("val")
+    while isinstance(value, tuple | list) and value:
+        value = value[0]
+    short = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+    return short.get(value.dtype, "f32") if isinstance(value, torch.Tensor) else "f32"
+
+
+def bytes_of(node: Node) -> int:
+    """Bytes of the tensors that a node makes; symbolic sizes count as their hints."""
+    return sum(_tensor_bytes(value) for value in _tensors(node.meta.get("val")))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _tensor_bytes(value: torch.Tensor) -> int:
+    # A view that repeats its memory (expand) has more elements than bytes.
+    return (
+        math.prod(
+            extent_of(size)
+            for size, stride in zip(value.shape, value.stride(), strict=True)
+            if not (isinstance(stride, int) and stride == 0)
+        )
+        * value.element_size()
+    )
+
+
+def is_fusible(node: Node) -> bool:
+    """Whether kernels of ours compute it, so that it may never be in memory."""
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", None)
+    if packet in _REDUCTIONS or packet in _GATHERS or packet in _MADE or target in _COPIES:
+        return True
+    return isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.pointwise in target.tags or target.is_view or target.namespace == "deepcompile"
+    )
+
+
+def why_kept(node: Node) -> str | None:
+    """Why a forward node is never computed again, if that is so."""
+    if node.op != "call_function":
+        return None
+    policy = node.meta.get("recompute")
+    if policy in (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE):
+        return "marked to be saved"
+    target: Any = node.target
+    if target is operator.getitem or is_symbol(node):
+        return None
+    if not isinstance(target, torch._ops.OpOverload):
+        return "a higher-order or unknown operator"
+    if "c10d" in target.namespace:
+        return "a collective"
+    if target._schema.is_mutable:
+        return "it writes into its input"
+    if torch.Tag.nondeterministic_seeded in target.tags and not _is_attention_as_given(node):
+        return "it draws random numbers"
+    if target.namespace not in _KNOWN_NAMESPACES:
+        return f"a custom operator ({target.namespace})"
+    return None
+
+
+def _is_attention_as_given(node: Node) -> bool:
+    """Attention that could drop out, and does not."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or "scaled_dot_product" not in schema.name:
+        return False
+    for number, argument in enumerate(schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[number] if number < len(node.args) else node.kwargs.get("dropout_p")
+            return bool((argument.default_value if given is None else given) == 0)
+    return False
+
+
+def must_recompute(node: Node) -> bool:
+    """Whether the user, or what makes kernels cheaper, forbids to save it."""
+    return node.meta.get("recompute") in (
+        CheckpointPolicy.MUST_RECOMPUTE,
+        CheckpointPolicy.PREFER_RECOMPUTE,
+    )

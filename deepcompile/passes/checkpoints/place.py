@@ -1,0 +1,213 @@
+"""All of it in order: segments, choices a layer, a combination that fits, the graph it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch.fx import Node
+
+from .choices import keep_sets, layer_of
+from .combine import Choice, Combination, combine, peak_of, smallest_peak
+from .emit import Recompute, backward_segments, recompute
+from .joint import Joint
+from .live import Live, live_bytes, walk_of
+from .segments import Segments, segment
+
+GROUPS = (2, 4, 8)
+"""How many equal layers may go without the tensors between them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive segments with one choice.
+
+    Attributes:
+        start, end: its segments, `end` not included.
+        keep: bases that forward keeps for backward.
+    """
+
+    start: int
+    end: int
+    keep: frozenset[Node]
+
+
+@dataclass
+class Options:
+    """What each part of a model can keep, and what that costs in bytes and seconds.
+
+    Attributes:
+        parts: by the segment that each begins with.
+        layers: the same as numbers, for `combine`.
+    """
+
+    joint: Joint
+    segments: Segments
+    backward: dict[Node, int]
+    parts: list[list[Part]] = field(default_factory=list)
+    layers: list[list[Choice]] = field(default_factory=list)
+
+    def recompute(self, parts: Iterable[Part]) -> Recompute:
+        """Backward when these parts, which cover all segments, keep what they keep."""
+        keep: set[Node] = set()
+        group: dict[int, int] = {}
+        for part in parts:
+            keep |= part.keep
+            group |= dict.fromkeys(range(part.start, part.end), part.start)
+        return recompute(self.joint, self.segments, keep, self.backward, group)
+
+    def chosen(self, combination: Combination) -> list[Part]:
+        """The parts of a combination."""
+        return [self.parts[start][number] for start, number in combination.chosen]
+
+
+def options_of(joint: Joint) -> Options:
+    """Choices for every part of a joint graph; equal segments are solved once.
+
+    What a choice costs is simulated in its place: all segments take their choice of one number, so
+    a dozen simulations of the whole graph give the figures of all segments.
+    """
+    segments = segment(joint)
+    found = Options(joint, segments, backward_segments(joint, segments))
+    found.parts = [[] for _ in range(segments.count)]
+    found.layers = [[] for _ in range(segments.count)]
+    solved: dict[int, list[frozenset[int]]] = {}
+    for number in range(segments.count):
+        layer = layer_of(joint, segments, number)
+        kind = segments.kind[number]
+        if kind not in solved:
+            solved[kind] = keep_sets(layer)
+        for kept in solved[kind]:
+            keep = frozenset(layer.nodes[at] for at in kept)
+            found.parts[number].append(Part(number, number + 1, keep))
+    most = max((len(parts) for parts in found.parts), default=0)
+    columns = [
+        _simulate(found, [parts[min(number, len(parts) - 1)] for parts in found.parts])
+        for number in range(most)
+    ]
+    least = [min(column[at].seconds for column in columns) for at in range(segments.count)]
+    for at, parts in enumerate(found.parts):
+        for number in range(len(parts)):
+            choice = columns[number][at]
+            found.layers[at].append(replace(choice, seconds=max(0.0, choice.seconds - least[at])))
+    for size in GROUPS:
+        _add_groups(found, size, least)
+    return found
+
+
+def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
+    """Choices for groups of `size` equal segments that keep only what goes into the first."""
+    segments = options.segments
+    leanest = [parts[len(own) - 1] for parts, own in _own_choices(options)]
+    groups: list[Part] = []
+    for start, end in _runs(segments.kind):
+        for at in range(start, end - size + 1, size):
+            last = at + size - 1
+            # What the last one hands on belongs to the next part, and is kept.
+            keep = frozenset(n for n in leanest[last].keep if n in segments.crossing)
+            groups.append(Part(at, at + size, keep))
+    if not groups:
+        return
+    covered = {number for part in groups for number in range(part.start, part.end)}
+    rest = [part for part in leanest if part.start not in covered]
+    for choice, part in zip(
+        *_simulate_parts(options, sorted([*groups, *rest], key=lambda part: part.start)),
+        strict=True,
+    ):
+        if part.end - part.start > 1:
+            extra = max(0.0, choice.seconds - sum(least[part.start : part.end]))
+            options.parts[part.start].append(part)
+            options.layers[part.start].append(replace(choice, seconds=extra))
+
+
+def _own_choices(options: Options) -> list[tuple[list[Part], list[Part]]]:
+    return [
+        (parts, [part for part in parts if part.end == part.start + 1]) for parts in options.parts
+    ]
+
+
+def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
+    """Where equal segments follow each other: start and end."""
+    found, start = [], 0
+    for at in range(1, len(kinds) + 1):
+        if at == len(kinds) or kinds[at] != kinds[start]:
+            found.append((start, at))
+            start = at
+    return found
+
+
+def _simulate(options: Options, parts: Sequence[Part]) -> list[Choice]:
+    """What each part costs when the model is made of these."""
+    return _simulate_parts(options, parts)[0]
+
+
+def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choice], Sequence[Part]]:
+    joint, segments = options.joint, options.segments
+    backward = options.recompute(parts)
+    part_of = [number for number, part in enumerate(parts) for _ in range(part.start, part.end)]
+    saved = [0] * len(parts)
+    for node in backward.saved:
+        saved[part_of[segments.home[node]]] += joint.nbytes(node)
+    before = [0] * len(parts)
+    for number in range(1, len(parts)):
+        before[number] = before[number - 1] + saved[number - 1]
+    homes = [part_of[segments.home[node]] for node in forward_nodes(joint, backward.saved)]
+    forward = _most(homes, forward_live(joint, backward.saved), before)
+    homes = [part_of[number] for number in backward.segment]
+    live = backward_live(joint, backward)
+    at_backward = _most(homes, live, before)
+    seconds = [0.0] * len(parts)
+    for number, spent in zip(homes, live.seconds, strict=True):
+        seconds[number] += spent
+    lengths = [part.end - part.start for part in parts]
+    rows = zip(saved, forward, at_backward, seconds, lengths, strict=True)
+    return [Choice(*row) for row in rows], parts
+
+
+def forward_nodes(joint: Joint, saved: Mapping[Node, None]) -> list[Node]:
+    """Forward, with what only backward needs and is kept for it."""
+    wanted = set(joint.required)
+    stack = [node for node in saved if node not in wanted]
+    wanted.update(stack)
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source not in wanted:
+                wanted.add(source)
+                stack.append(source)
+    return [node for node in joint.forward if node in wanted]
+
+
+def forward_live(joint: Joint, saved: Mapping[Node, None]) -> Live:
+    """Bytes at each step of forward beside the inputs of the step."""
+    nodes = forward_nodes(joint, saved)
+    outputs = [n for n in joint.outputs[: joint.forward_outputs] if isinstance(n, Node)]
+    return live_bytes(joint, walk_of(nodes, [*outputs, *saved]), {})
+
+
+def backward_live(joint: Joint, backward: Recompute) -> Live:
+    """Bytes at each step of backward beside the inputs of the step."""
+    saved: dict[object, int] = {node: joint.nbytes(node) for node in backward.saved}
+    return live_bytes(joint, backward.walk, saved)
+
+
+def _most(homes: Sequence[int], live: Live, before: Sequence[int]) -> list[int]:
+    """For each part the most that lives in its steps, less what earlier parts saved."""
+    found = [0] * len(before)
+    for number, size in zip(homes, live.bytes, strict=True):
+        found[number] = max(found[number], size - before[number])
+    return found
+
+
+def fit(options: Options, budget: int) -> Combination | None:
+    """The quickest combination within `budget` bytes beside the inputs of the step."""
+    return combine(options.layers, budget)
+
+
+def lowest(options: Options) -> tuple[int, int]:
+    """The smallest budget that fits, and the segment that pins it."""
+    return smallest_peak(options.layers)
+
+
+def highest(options: Options) -> int:
+    """What is needed when everything that helps is kept."""
+    return peak_of(options.layers, [(number, 0) for number in range(len(options.layers))])

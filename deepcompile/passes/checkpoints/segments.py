@@ -1,0 +1,199 @@
+"""The layers of a model: cuts where few tensors cross, and which layers are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from .joint import Joint, is_fusible, is_symbol, why_kept
+
+_CHEAP_NODES = 24
+_SMALL = 256  # a tensor so many times smaller than the largest does not hinder a cut
+
+
+@dataclass
+class Segments:
+    """Forward in consecutive parts.
+
+    Attributes:
+        count: of segments.
+        home: the segment of each forward node.
+        crossing: tensors (bases) that a later segment reads in forward; they are kept, but for
+            those in `cheap`.
+        cheap: what is made of inputs alone by kernels alone, and so is made again where needed.
+        kind: of each segment, a number; segments with one kind are the same.
+        members: of each segment, its nodes in order; equal segments have equal nodes in one order.
+    """
+
+    count: int = 0
+    home: dict[Node, int] = field(default_factory=dict)
+    crossing: dict[Node, int] = field(default_factory=dict)
+    cheap: set[Node] = field(default_factory=set)
+    kind: list[int] = field(default_factory=list)
+    members: list[list[Node]] = field(default_factory=list)
+
+
+def segment(joint: Joint) -> Segments:
+    """Cut forward where one tensor crosses; layers that repeat become one segment each."""
+    order = [node for node in joint.forward if node in joint.required and not is_symbol(node)]
+    found = Segments(cheap=_cheap(joint))
+    atoms = _atoms(joint, order, found.cheap)
+    groups = _repeating(joint, atoms)
+    for number, group in enumerate(groups):
+        for node in group:
+            found.home[node] = number
+    found.count = len(groups)
+    _place_the_rest(joint, found)
+    found.members = [[] for _ in range(found.count)]
+    for node in joint.forward:
+        found.members[found.home[node]].append(node)
+    for node in order:
+        base = joint.base(node)
+        if base.op == "placeholder" or base in found.cheap or base not in found.home:
+            continue
+        last = max(
+            (
+                found.home[user]
+                for user in node.users
+                if user in joint.required and user in found.home
+            ),
+            default=found.home[node],
+        )
+        if last > found.home[base]:
+            found.crossing[base] = max(last, found.crossing.get(base, 0))
+    kinds: dict[tuple[object, ...], int] = {}
+    for members in found.members:
+        key = _shape_of(joint, members, found)
+        found.kind.append(kinds.setdefault(key, len(kinds)))
+    return found
+
+
+def _cheap(joint: Joint) -> set[Node]:
+    """What few kernels make of inputs and constants: masks, tables of angles, weights in bf16."""
+    size: dict[Node, int] = {}
+    for node in joint.forward:
+        if is_symbol(node):
+            size[node] = 0
+            continue
+        if not is_fusible(node) or why_kept(node) is not None:
+            continue
+        total = 1
+        for source in node.all_input_nodes:
+            if source.op == "call_function":
+                total += size.get(source, _CHEAP_NODES + 1)
+        if total <= _CHEAP_NODES:
+            size[node] = total
+    return set(size)
+
+
+def _atoms(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> list[list[Node]]:
+    """The shortest parts between places where a single tensor crosses."""
+    last: dict[Node, int] = {}
+    small = max((joint.nbytes(node) for node in order), default=0) // _SMALL
+    for number, node in enumerate(order):
+        for source in node.all_input_nodes:
+            base = joint.base(source)
+            if base.op != "call_function" or base in cheap or source in cheap:
+                continue
+            if joint.nbytes(base) > small:
+                last[base] = number
+    atoms: list[list[Node]] = [[]]
+    live: dict[Node, int] = {}
+    heavy = False
+    for number, node in enumerate(order):
+        atoms[-1].append(node)
+        heavy |= not is_fusible(node) and not joint.is_view(node)
+        base = joint.base(node)
+        if base in last and base not in live and base.op == "call_function":
+            live[base] = last[base]
+        live = {value: end for value, end in live.items() if end > number}
+        if heavy and len(live) <= 1 and number + 1 < len(order):
+            atoms.append([])
+            heavy = False
+    return _with_heavy_tail(atoms, heavy)
+
+
+def _with_heavy_tail(atoms: list[list[Node]], heavy: bool) -> list[list[Node]]:
+    """The atoms; a tail of pointwise work belongs to what comes before it."""
+    if len(atoms) > 1 and not heavy:
+        tail = atoms.pop()
+        atoms[-1].extend(tail)
+    return atoms
+
+
+def _repeating(joint: Joint, atoms: list[list[Node]]) -> list[list[Node]]:
+    """Atoms put together, such that what repeats (a layer of two halves) is one segment."""
+    run = _longest_run([_signature(joint, atom) for atom in atoms], [len(atom) for atom in atoms])
+    if run is None:
+        return atoms
+    start, end, period = run
+    groups = [_joined(atoms[:start])] if start else []
+    groups += [_joined(atoms[at : at + period]) for at in range(start, end, period)]
+    if end < len(atoms):
+        groups.append(_joined(atoms[end:]))
+    return groups
+
+
+def _joined(atoms: Sequence[list[Node]]) -> list[Node]:
+    return [node for atom in atoms for node in atom]
+
+
+def _longest_run(hashes: Sequence[object], weights: Sequence[int]) -> tuple[int, int, int] | None:
+    """Start, end and period of what repeats, if that is half of everything by weight."""
+    count = len(hashes)
+    best, most = None, sum(weights) / 2
+    for period in range(1, count // 2 + 1):
+        start = 0
+        while start + 2 * period <= count:
+            first = list(hashes[start : start + period])
+            end = start + period
+            while list(hashes[end : end + period]) == first:
+                end += period
+            if end - start >= 2 * period:
+                weight = sum(weights[start:end])
+                if weight > most:
+                    best, most = (start, end, period), weight
+                start = end
+            else:
+                start += 1
+    return best
+
+
+def _signature(joint: Joint, atom: Sequence[Node]) -> tuple[object, ...]:
+    return tuple(
+        (str(node.target), str(getattr(node.meta.get("val"), "shape", None)))
+        for node in atom
+        if not joint.is_view(node)
+    )
+
+
+def _place_the_rest(joint: Joint, found: Segments) -> None:
+    """Nodes that only backward needs belong to the last of what they read."""
+    for node in joint.forward:
+        if node not in found.home:
+            homes = [found.home[s] for s in node.all_input_nodes if s in found.home]
+            found.home[node] = max(homes, default=0)
+
+
+def _shape_of(joint: Joint, members: Sequence[Node], found: Segments) -> tuple[object, ...]:
+    """Equal for segments that are the same but for which tensors they read from outside."""
+    number = {node: at for at, node in enumerate(members)}
+    rows: list[object] = []
+    for node in members:
+        value = node.meta.get("val")
+        rows.append(
+            (
+                str(node.target),
+                str(getattr(value, "shape", None)),
+                str(getattr(value, "dtype", None)),
+                tuple(
+                    number.get(s, "input" if s.op == "placeholder" else "outside")
+                    for s in node.all_input_nodes
+                ),
+                joint.base(node) in found.crossing,
+                node in joint.needed,
+            )
+        )
+    return tuple(rows)
