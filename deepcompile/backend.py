@@ -20,7 +20,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
-from .budget.split import BudgetedSplit, BudgetReport, budget_bytes
+from .budget.plan_file import load_plans
+from .budget.report import BudgetReport
+from .budget.split import BudgetedSplit, budget_bytes
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.torch_private import exceptions_meant_for_dynamo
@@ -153,6 +155,7 @@ class _Compiler:
             self._budget_decided,
             optimizer_bytes=self.options.optimizer_bytes,
             granule=512 if triton else 1,
+            plans=load_plans(self.options.memory_plan) if self.options.memory_plan else None,
         )
 
     def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
@@ -168,6 +171,8 @@ class _Compiler:
         self.note("memory-budget", **report.facts())
         for record in self.recordings:
             record.budgets.append(report)
+        if self.run_dir is not None:
+            self.run_dir.memory(f"g{self.number}", report.to_dict())
 
     def note(self, event: str, /, **fields: Any) -> None:
         """Record an event in the run directory and for `explain`."""

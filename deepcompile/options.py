@@ -289,6 +289,13 @@ class Options:
         "State of the optimizer, for memory_budget; default: 8 bytes for each trained number.",
         in_key=True,
     )
+    memory_plan: str | None = _option(
+        None,
+        _path,
+        "path",
+        'A plan file: its rows with "pinned": true bind what memory_budget decides.',
+        in_key=True,
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "warning",
         _choice("debug", "info", "warning", "error"),

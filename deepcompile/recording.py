@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch.fx import GraphModule
 
-from .budget.split import BudgetReport
+from .budget.report import BudgetReport
 from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
 from .codegen.steps import KernelStep, TableStep

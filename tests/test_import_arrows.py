@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "budget": COMPILER,
     "recording": COMPILER | {"budget"},
     "backend": COMPILER | {"budget", "recording"},
-    "explanation": COMPILER | {"backend", "recording", "inspect"},
+    "explanation": COMPILER | {"backend", "budget", "recording", "inspect"},
     "crosscompile": COMPILER | {"backend", "recording"},
     "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo"},
     "demo": {"inspect"},

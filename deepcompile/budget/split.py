@@ -9,8 +9,7 @@ program made of it is simulated exactly (`codegen.timeline`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,67 +17,28 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..capture import torch_private
 from ..codegen.size_hints import size_hints
-from ..codegen.steps import ProgramSpec
+from ..codegen.steps import (
+    ExternStep,
+    KernelStep,
+    ProgramSpec,
+    TableStep,
+    TensorRef,
+    touched,
+)
 from ..codegen.timeline import Timeline, timeline
 from ..cost.rates import Rates
 from ..errors import MemoryBudgetError
 from ..options import format_size, parse_size
-from ..passes.checkpoints.decisions import Decision, decisions
+from ..passes.checkpoints.decisions import decisions
 from ..passes.checkpoints.joint import Joint
 from ..runtime.free_memory import free_memory, total_memory
+from .plan_file import MemoryPlan, bind, fingerprint
 from .planner import Halves, Planned, StepPlanner
+from .report import BudgetReport
 from .step import Pinned, StepTimeline, pinned_bytes
 
 MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
 """From a graph, its kind, and whether memory follows lifetimes to its program."""
-
-
-@dataclass
-class BudgetReport:
-    """What became of a budget, for `explain` and the run directory.
-
-    Attributes:
-        budget: bytes that were given.
-        pinned: what is there through the whole step.
-        unplanned: the peak without a budget.
-        peak: the peak that is predicted now.
-        follow_lifetimes: whether programs take and let go of memory as they run.
-        planned: the plan; None where the budget needs none.
-        smallest: the least that a plan was found for; 0 where none was looked for.
-        floor: no plan can be below it: the largest working set of backward.
-        assumed_optimizer: whether the bytes of the optimizer's state are a guess.
-    """
-
-    budget: int
-    pinned: Pinned
-    step: StepTimeline | None = None
-    unplanned: int = 0
-    peak: int = 0
-    follow_lifetimes: bool = False
-    planned: Planned | None = None
-    smallest: int = 0
-    plan_seconds: float = 0.0
-    trial_seconds: float = 0.0
-    trials: int = 0
-    assumed_optimizer: bool = True
-    decisions: list[Decision] = field(default_factory=list)
-
-    def facts(self) -> dict[str, Any]:
-        """As fields of an event."""
-        combination = self.planned.combination if self.planned else None
-        return {
-            "budget": self.budget,
-            "peak": self.peak,
-            "unplanned_peak": self.unplanned,
-            "parameters": self.pinned.parameters,
-            "optimizer": self.pinned.optimizer,
-            "optimizer_assumed": self.assumed_optimizer,
-            "recompute_seconds": combination.seconds if combination else 0.0,
-            "bound_seconds": combination.bound if combination else 0.0,
-            "trials": self.trials,
-            "plan_seconds": round(self.plan_seconds, 4),
-            "trial_seconds": round(self.trial_seconds, 4),
-        }
 
 
 class BudgetedSplit:
@@ -91,6 +51,7 @@ class BudgetedSplit:
         decided: called with what became of the budget, before the halves are compiled.
         optimizer_bytes: of the optimizer's state; None: two fp32 numbers a trainable parameter.
         granule: bytes of which the device's allocator gives multiples.
+        plans: decisions of the user's that bind, by fingerprint of the graph.
     """
 
     def __init__(
@@ -101,6 +62,7 @@ class BudgetedSplit:
         decided: Callable[[BudgetReport], None],
         optimizer_bytes: int | None = None,
         granule: int = 1,
+        plans: Mapping[str, MemoryPlan] | None = None,
     ) -> None:
         self.budget = budget
         self.rates = rates
@@ -108,6 +70,7 @@ class BudgetedSplit:
         self.decided = decided
         self.optimizer_bytes = optimizer_bytes
         self.granule = granule
+        self.plans = plans or {}
 
     def __call__(
         self,
@@ -134,6 +97,10 @@ class BudgetedSplit:
         facts = Joint(joint.graph, num_fwd_outputs, self.rates)
         report = BudgetReport(self.budget, pinned_bytes(facts, static, self.optimizer_bytes))
         report.assumed_optimizer = self.optimizer_bytes is None
+        report.graph = fingerprint(facts)
+        bound = self.plans.get(report.graph)
+        if bound is not None:
+            bind(facts, bound)
         for follow_lifetimes in (False, True):
             report.follow_lifetimes = follow_lifetimes
             started = time.perf_counter()
@@ -142,7 +109,7 @@ class BudgetedSplit:
             report.trials += 1
             report.peak = report.step.peak + report.pinned.total
             report.unplanned = report.unplanned or report.peak
-            if report.peak <= self.budget:
+            if report.peak <= self.budget and (bound is None or not bound.pinned):
                 break
         else:
             planner = StepPlanner(joint, facts, self.simulate, static)
@@ -184,15 +151,13 @@ class BudgetedSplit:
             for node in facts.outputs[: facts.forward_outputs]
             if isinstance(node, Node) and facts.base(node).op != "placeholder"
         }
-        return StepTimeline(
-            self._timeline(forward, "forward", (), follow_lifetimes),
-            self._timeline(backward, "backward", tuple(returned), follow_lifetimes),
-            sum(returned.values()),
-        )
+        first, labels = self._timeline(forward, "forward", (), follow_lifetimes)
+        second, more = self._timeline(backward, "backward", tuple(returned), follow_lifetimes)
+        return StepTimeline(first, second, sum(returned.values()), labels, more)
 
     def _timeline(
         self, graph: GraphModule, kind: str, held: Sequence[str], follow_lifetimes: bool
-    ) -> Timeline:
+    ) -> tuple[Timeline, dict[int, str]]:
         spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
@@ -200,7 +165,22 @@ class BudgetedSplit:
             for number, name in enumerate(names)
             if name.startswith("primals") or name in held
         }
-        return timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
+        found = timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
+        return found, _labels(spec, names)
+
+
+def _labels(spec: ProgramSpec, names: Sequence[str]) -> dict[int, str]:
+    """A name for each slot: of the input, or of the step that makes it."""
+    found: dict[int, str] = {}
+    for name, ref in zip(names, spec.inputs, strict=True):
+        if isinstance(ref, TensorRef):
+            found[ref.slot] = name
+    for step in spec.steps:
+        name = step.op.nest.name if isinstance(step, KernelStep | TableStep) else ""
+        name = step.name if isinstance(step, ExternStep) else name
+        for slot in touched(step):
+            found.setdefault(slot, name)
+    return found
 
 
 _ROLES = {

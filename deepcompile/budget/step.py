@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.fx import Node
 
@@ -38,11 +38,14 @@ class StepTimeline:
     Attributes:
         forward, backward: of the two programs.
         held: bytes of outputs of forward that the user may hold during backward.
+        forward_labels, backward_labels: names for the slots of the programs.
     """
 
     forward: Timeline
     backward: Timeline
     held: int
+    forward_labels: dict[int, str] = field(default_factory=dict)
+    backward_labels: dict[int, str] = field(default_factory=dict)
 
     @property
     def highest(self) -> tuple[str, Timeline]:

@@ -11,7 +11,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from deepcompile.backend import deepep, in_short
-from deepcompile.explanation.facts import Explanation, GraphBreak
+from deepcompile.budget.report import BudgetReport
+from deepcompile.explanation.facts import BudgetFacts, Explanation, GraphBreak, TensorFacts
 from deepcompile.explanation.measure import measure_graph
 from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, undisturbed
 from deepcompile.recording import Recording, recording
@@ -69,6 +70,28 @@ def _explanation(record: Recording, breaks: Counter[str], seconds: float) -> Exp
         not_lowered=tuple((op, reason, n) for (op, reason), n in not_lowered.most_common()),
         failed_passes=tuple(failed),
         seconds=seconds,
+        budgets=tuple(_budget(report) for report in record.budgets),
+    )
+
+
+def _budget(report: BudgetReport) -> BudgetFacts:
+    facts = report.facts()
+    return BudgetFacts(
+        budget=report.budget,
+        peak=report.peak,
+        unplanned=report.unplanned,
+        parameters=report.pinned.parameters,
+        optimizer=report.pinned.optimizer,
+        optimizer_assumed=report.assumed_optimizer,
+        recompute_seconds=facts["recompute_seconds"],
+        bound_seconds=facts["bound_seconds"],
+        plan_seconds=report.plan_seconds,
+        tensors=tuple(
+            TensorFacts(
+                row.tensor, row.op, row.nbytes, row.decision, row.price, row.why, row.origin
+            )
+            for row in report.decisions
+        ),
     )
 
 

@@ -73,6 +73,54 @@ class GraphBreak:
 
 
 @dataclass(frozen=True)
+class TensorFacts:
+    """A tensor of forward that backward needs, and what a memory budget decided for it.
+
+    Attributes:
+        decision: "keep" or "recompute".
+        price: seconds a byte that keeping it spares.
+        why: "chosen", or what left no choice.
+        line: the user's line.
+    """
+
+    name: str
+    op: str
+    nbytes: int
+    decision: str
+    price: float
+    why: str
+    line: str | None
+
+
+@dataclass(frozen=True)
+class BudgetFacts:
+    """What a memory budget came to for one graph with gradients; bytes, and seconds of the model.
+
+    Attributes:
+        peak: predicted, of everything in memory during a training step.
+        unplanned: the same without a budget.
+        parameters: parameters, buffers and inputs, part of the peak.
+        optimizer: state of the optimizer, part of the peak.
+        optimizer_assumed: whether that is a guess: two fp32 numbers a trained one.
+        recompute_seconds: what computing again takes in one step.
+        bound_seconds: what no plan undercuts at this budget; None without a solver.
+        plan_seconds: of planning, compiling for trial left out.
+        tensors: none where the budget needed no plan.
+    """
+
+    budget: int
+    peak: int
+    unplanned: int
+    parameters: int
+    optimizer: int
+    optimizer_assumed: bool
+    recompute_seconds: float
+    bound_seconds: float | None
+    plan_seconds: float
+    tensors: tuple[TensorFacts, ...]
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What became of a model: `str()` is a page, `details()` everything, `to_dict()` for JSON.
 
@@ -82,6 +130,7 @@ class Explanation:
         not_lowered: (op, reason, count) of ops that kernels could not take.
         failed_passes: (pass, error) of passes that were left out.
         seconds: of the whole first run, tracing and compiling included.
+        budgets: one entry a graph with gradients, where `memory_budget` is set.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -91,6 +140,7 @@ class Explanation:
     not_lowered: tuple[tuple[str, str, int], ...]
     failed_passes: tuple[tuple[str, str], ...]
     seconds: float
+    budgets: tuple[BudgetFacts, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -227,6 +277,9 @@ class Explanation:
             ),
         )
 
+        for budget in self.budgets:
+            yield "memory budget", _budget_rows(budget)
+
     def _graph_lines(self) -> Iterator[str]:
         for graph in self.graphs:
             yield f"\n{graph.name}"
@@ -251,6 +304,42 @@ class Explanation:
 def _kernel_row(kernel: KernelFacts) -> tuple[str, ...]:
     names = tuple(op.rpartition(".")[0].rpartition(".")[2] or op for op in kernel.ops)
     return kernel.name, _size(kernel.bytes_moved), _few(names, 6), _few(kernel.lines, 2)
+
+
+def _budget_rows(facts: BudgetFacts) -> list[str]:
+    guess = " (assumed: two fp32 numbers a trained one)" if facts.optimizer_assumed else ""
+    rows = [
+        f"{_size(facts.budget)} given; predicted peak {_size(facts.peak)}, "
+        f"without a budget {_size(facts.unplanned)}",
+        f"of it parameters and inputs {_size(facts.parameters)}, "
+        f"optimizer {_size(facts.optimizer)}{guess}",
+    ]
+    if not facts.tensors:
+        return [*rows, "nothing had to be computed again"]
+    bound = "no solver" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
+    rows.append(
+        f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
+        f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
+    )
+    for decision in ("keep", "recompute"):
+        chosen = [tensor for tensor in facts.tensors if tensor.decision == decision]
+        total = sum(tensor.nbytes for tensor in chosen)
+        rows.append(f"{decision}: {_count(len(chosen), 'tensor')}, {_size(total)}")
+    largest = sorted(facts.tensors, key=lambda tensor: -tensor.nbytes)
+    return rows + _columns(
+        [
+            (
+                tensor.decision,
+                _size(tensor.nbytes),
+                f"{tensor.price * 1e12:.3g} us/MB",
+                tensor.name,
+                tensor.op,
+                tensor.line or "?",
+                "" if tensor.why == "chosen" else tensor.why,
+            )
+            for tensor in largest
+        ]
+    )
 
 
 def _few(items: tuple[str, ...], limit: int) -> str:

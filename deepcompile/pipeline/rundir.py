@@ -203,6 +203,15 @@ class RunDir:
         return kept
 
     @_recording(None)
+    def memory(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep what a memory budget decided for a graph, as a plan file: `memory/<name>.json`."""
+        folder = self.path / "memory"
+        folder.mkdir(exist_ok=True)
+        file = _free(folder, _safe(name), ".json") + ".json"
+        _create(folder / file, _dumps({"schema": SCHEMA, "plans": [facts]}, indent=1) + "\n")
+        self._append(self.path / "index.md", f"- memory plan [{name}](memory/{file})\n")
+
+    @_recording(None)
     def event(self, kind: str, /, **fields: Any) -> None:
         """Add one line to the events, with time, pid and rank."""
         pid = os.getpid()

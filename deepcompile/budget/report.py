@@ -1,0 +1,97 @@
+"""What became of a budget: for events, `explain` and the run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..codegen.timeline import Timeline
+from ..passes.checkpoints.decisions import Decision
+from .plan_file import MemoryPlan
+from .planner import Planned
+from .step import Pinned, StepTimeline
+
+
+@dataclass
+class BudgetReport:
+    """What became of a budget.
+
+    Attributes:
+        budget: bytes that were given.
+        pinned: what is there through the whole step.
+        step: the simulation of the programs that will run.
+        unplanned: the peak without a budget.
+        peak: the peak that is predicted now.
+        follow_lifetimes: whether programs take and let go of memory as they run.
+        planned: the plan; None where the budget needs none.
+        assumed_optimizer: whether the bytes of the optimizer's state are a guess.
+        graph: fingerprint of the joint graph.
+        decisions: one row a tensor; empty where the budget needs no plan.
+    """
+
+    budget: int
+    pinned: Pinned
+    step: StepTimeline | None = None
+    unplanned: int = 0
+    peak: int = 0
+    follow_lifetimes: bool = False
+    planned: Planned | None = None
+    plan_seconds: float = 0.0
+    trial_seconds: float = 0.0
+    trials: int = 0
+    assumed_optimizer: bool = True
+    graph: str = ""
+    decisions: list[Decision] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """As fields of an event."""
+        combination = self.planned.combination if self.planned else None
+        return {
+            "budget": self.budget,
+            "peak": self.peak,
+            "unplanned_peak": self.unplanned,
+            "parameters": self.pinned.parameters,
+            "optimizer": self.pinned.optimizer,
+            "optimizer_assumed": self.assumed_optimizer,
+            "recompute_seconds": combination.seconds if combination else 0.0,
+            "bound_seconds": combination.bound if combination else 0.0,
+            "trials": self.trials,
+            "plan_seconds": round(self.plan_seconds, 4),
+            "trial_seconds": round(self.trial_seconds, 4),
+        }
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """As a file keeps it."""
+        return MemoryPlan(self.graph, self.facts(), tuple(self.decisions))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan, and bytes over both programs with what is there at the highest moment."""
+        found = self.plan.to_dict()
+        if self.step is not None:
+            halves = {"forward": self.step.forward, "backward": self.step.backward}
+            labels = {
+                "forward": self.step.forward_labels,
+                "backward": self.step.backward_labels,
+            }
+            found["timeline"] = {
+                name: _timeline(half, labels[name]) for name, half in halves.items()
+            }
+        return found
+
+
+def _timeline(program: Timeline, labels: dict[int, str]) -> dict[str, Any]:
+    return {
+        "live": [program.live(step) for step in range(-1, program.steps + 1)],
+        "peak_step": program.peak_step,
+        "owners": [
+            {
+                "tensor": labels.get(span.slot, ""),
+                "role": span.role,
+                "nbytes": span.nbytes,
+                "first": span.first,
+                "last": span.last,
+            }
+            for span in program.owners(program.peak_step)
+        ],
+    }
