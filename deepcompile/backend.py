@@ -41,6 +41,7 @@ from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .options import Options
+from .passes.checkpoints.forms import allowed_forms
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
@@ -155,6 +156,11 @@ class _Compiler:
             self._budget_decided,
             optimizer_bytes=self.options.optimizer_bytes,
             granule=512 if triton else 1,
+            forms=allowed_forms(
+                self.options.compress,
+                self.options.offload == "on"
+                or (self.options.offload == "auto" and self.device.type == "cuda"),
+            ),
             plans=load_plans(self.options.memory_plan) if self.options.memory_plan else None,
         )
 

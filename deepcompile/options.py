@@ -83,6 +83,25 @@ def _budget(value: Any) -> str | int:
     return size
 
 
+def _error_bound(value: Any) -> float:
+    """A relative error; True is that of 8-bit integers with a scale a row, 0.4 %."""
+    if isinstance(value, bool) or (isinstance(value, str) and not value.strip()[:1].isdigit()):
+        return 0.004 if _bool(value) else 0.0
+    bound = float(value)
+    if not 0 <= bound < 1:
+        raise ValueError("expected True, False or a relative error such as 0.004")
+    return bound
+
+
+def _on_off(value: Any) -> str:
+    if isinstance(value, str) and value.strip().lower() in ("auto", "on", "off"):
+        return value.strip().lower()
+    try:
+        return "on" if _bool(value) else "off"
+    except ValueError:
+        raise ValueError("expected 'auto', 'on' or 'off'") from None
+
+
 def format_size(size: int) -> str:
     """`size` bytes in the largest binary unit, e.g. `1.5 GiB`."""
     amount = float(size)
@@ -287,6 +306,20 @@ class Options:
         parse_size,
         "size",
         "State of the optimizer, for memory_budget; default: 8 bytes for each trained number.",
+        in_key=True,
+    )
+    compress: float = _option(
+        0.0,
+        _error_bound,
+        "error|bool",
+        "Under memory_budget, keep tensors in fewer bits: the largest relative error, or True.",
+        in_key=True,
+    )
+    offload: Literal["auto", "on", "off"] = _option(
+        "auto",
+        _on_off,
+        "auto|on|off",
+        "Under memory_budget, keep tensors in the host's memory; 'auto': on a GPU.",
         in_key=True,
     )
     memory_plan: str | None = _option(

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from ..capture import torch_private
 from ..passes.checkpoints.combine import Combination
 from ..passes.checkpoints.emit import Recompute, written_out
+from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
 from ..passes.checkpoints.place import Options, Part, fit, highest, lowest, options_of
 from .step import StepTimeline
@@ -56,10 +57,12 @@ class StepPlanner:
         facts: Joint,
         simulate: Callable[[Halves, Joint], StepTimeline],
         static: Sequence[int] = (),
+        forms: Sequence[Form] = (),
     ) -> None:
         self.joint = joint
         self.facts = facts
         self.static = static
+        self.forms = forms
         self.trial_seconds = 0.0
         self.plan_seconds = 0.0
         self.trials = 0
@@ -70,7 +73,7 @@ class StepPlanner:
     def options(self) -> Options:
         """What each part of the model can keep."""
         started = time.perf_counter()
-        found = options_of(self.facts)
+        found = options_of(self.facts, self.forms)
         self.plan_seconds += time.perf_counter() - started
         return found
 

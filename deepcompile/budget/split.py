@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..capture import torch_private
+from ..capture.offload import OFFLOAD
 from ..codegen.size_hints import size_hints
 from ..codegen.steps import (
     ExternStep,
@@ -30,6 +32,7 @@ from ..cost.rates import Rates
 from ..errors import MemoryBudgetError
 from ..options import format_size, parse_size
 from ..passes.checkpoints.decisions import decisions
+from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint
 from ..runtime.free_memory import free_memory, total_memory
 from .plan_file import MemoryPlan, bind, fingerprint
@@ -52,6 +55,7 @@ class BudgetedSplit:
         optimizer_bytes: of the optimizer's state; None: two fp32 numbers a trainable parameter.
         granule: bytes of which the device's allocator gives multiples.
         plans: decisions of the user's that bind, by fingerprint of the graph.
+        forms: in which tensors may wait for backward.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class BudgetedSplit:
         optimizer_bytes: int | None = None,
         granule: int = 1,
         plans: Mapping[str, MemoryPlan] | None = None,
+        forms: Sequence[Form] = (),
     ) -> None:
         self.budget = budget
         self.rates = rates
@@ -71,6 +76,7 @@ class BudgetedSplit:
         self.optimizer_bytes = optimizer_bytes
         self.granule = granule
         self.plans = plans or {}
+        self.forms = forms
 
     def __call__(
         self,
@@ -112,7 +118,7 @@ class BudgetedSplit:
             if report.peak <= self.budget and (bound is None or not bound.pinned):
                 break
         else:
-            planner = StepPlanner(joint, facts, self.simulate, static)
+            planner = StepPlanner(joint, facts, self.simulate, static, self.forms)
             report.planned = planner.within(self.budget - report.pinned.total)
             report.plan_seconds = planner.plan_seconds
             report.trial_seconds += planner.trial_seconds
@@ -121,7 +127,9 @@ class BudgetedSplit:
                 raise self._refusal(planner.planned(0), report.pinned)
             report.step = report.planned.step
             report.peak = report.step.peak + report.pinned.total
-            report.decisions = decisions(planner.options, report.planned.saved)
+            report.decisions = decisions(
+                planner.options, report.planned.saved, report.planned.parts
+            )
             halves = report.planned.halves
         self.decided(report)
         return halves
@@ -166,7 +174,9 @@ class BudgetedSplit:
             if name.startswith("primals") or name in held
         }
         found = timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
-        return found, _labels(spec, names)
+        hosted = _hosted(spec, names)
+        spans = tuple(span for span in found.spans if span.slot not in hosted)
+        return replace(found, spans=spans), _labels(spec, names)
 
 
 def _labels(spec: ProgramSpec, names: Sequence[str]) -> dict[int, str]:
@@ -180,6 +190,21 @@ def _labels(spec: ProgramSpec, names: Sequence[str]) -> dict[int, str]:
         name = step.name if isinstance(step, ExternStep) else name
         for slot in touched(step):
             found.setdefault(slot, name)
+    return found
+
+
+def _hosted(spec: ProgramSpec, names: Sequence[str]) -> set[int]:
+    """Slots whose memory is the host's."""
+    found = {
+        slot
+        for step in spec.steps
+        if isinstance(step, ExternStep) and step.target is OFFLOAD
+        for slot in step.results
+        if slot is not None
+    }
+    for name, ref in zip(names, spec.inputs, strict=True):
+        if name.startswith("offload") and isinstance(ref, TensorRef):
+            found.add(ref.slot)
     return found
 
 

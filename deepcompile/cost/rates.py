@@ -21,6 +21,7 @@ class Rates:
         launch: seconds that a kernel costs beside its work.
         flops: operations a second that a matrix product reaches, by dtype; "f32" always.
         link: bytes a second between the device's memory and the host's.
+        overlaps: whether copies over the link run beside kernels.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Rates:
     launch: float
     flops: Mapping[str, float] = field(default_factory=dict)
     link: float = 0.0
+    overlaps: bool = False
 
     def seconds(self, moved: float, operations: float = 0.0, dtype: str = "f32") -> float:
         """By the roofline: what the bytes or the operations take, whichever is longer."""
@@ -57,7 +59,7 @@ def rates_of_cpu(threads: int) -> Rates:
 def rates_of_gpu(gpu: GpuFacts) -> Rates:
     """A GPU of the table, at what kernels reach of its data sheet."""
     flops = {dtype: rate * GEMM_REACHED for dtype, rate in gpu.flops.items()}
-    return Rates(gpu.name, gpu.bandwidth * REACHED, gpu.launch, flops, _PCIE)
+    return Rates(gpu.name, gpu.bandwidth * REACHED, gpu.launch, flops, _PCIE, True)
 
 
 _PCIE = 2.5e10  # bytes a second one way over PCIe 4 x16, pinned memory, as measured by many

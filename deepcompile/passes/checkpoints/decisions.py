@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch.fx import Node
 from ...ir.origins import origin_of
 from .choices import price_of
 from .joint import is_symbol, must_recompute, why_kept
-from .place import Options
+from .place import Options, Part
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,24 @@ class Decision:
         tensor: its name in the joint graph.
         op: what makes it.
         nbytes: of its storage.
-        decision: whether it stays in memory until backward, or backward makes it again.
+        decision: whether it waits in memory for backward, in a narrower form ("compress") or in
+            the host's memory ("offload"), or backward makes it again.
         segment: the part of the model that makes it.
         seconds: what making it again takes by the cost model, given what it is made of.
         why: "chosen", or the reason that left no choice.
         origin: the user's line.
+        form: of what is compressed: "bf16" or "int8".
     """
 
     tensor: str
     op: str
     nbytes: int
-    decision: Literal["keep", "recompute"]
+    decision: Literal["keep", "recompute", "compress", "offload"]
     segment: int
     seconds: float
     why: str
     origin: str | None
+    form: str = ""
 
     @property
     def price(self) -> float:
@@ -48,27 +51,35 @@ class Decision:
         return asdict(self)
 
 
-def decisions(options: Options, saved: Collection[Node]) -> list[Decision]:
+def decisions(options: Options, saved: Collection[Node], parts: Iterable[Part]) -> list[Decision]:
     """One row for each storage of forward that backward reads or computes again, in order."""
     joint, segments = options.joint, options.segments
+    formed = {node: form for part in parts for node, form in options.form_of(part).items()}
     found = []
     for node in joint.forward:
-        if joint.is_view(node) or is_symbol(node) or not joint.nbytes(node):
+        if node in joint.extra or joint.is_view(node) or is_symbol(node) or not joint.nbytes(node):
             continue
         if isinstance(node.meta.get("val"), tuple | list):
             continue
-        if node not in saved and node not in joint.needed and not _on_the_way(joint.needed, node):
+        form = formed.get(node, "")
+        kept = node in saved or bool(form)
+        if not kept and node not in joint.needed and not _on_the_way(joint.needed, node):
             continue
+        decision: Literal["keep", "recompute", "compress", "offload"]
+        decision = "keep" if node in saved else "recompute"
+        if form:
+            decision = "offload" if form == "host" else "compress"
         found.append(
             Decision(
                 node.name,
                 str(node.target),
                 joint.nbytes(node),
-                "keep" if node in saved else "recompute",
+                decision,
                 segments.home[node],
                 price_of(joint, node),
                 _why(options, node),
                 origin_of(node),
+                "" if form == "host" else form,
             )
         )
     return found

@@ -61,6 +61,7 @@ def recompute(
     keep: Collection[Node],
     of: Mapping[Node, int],
     group: Mapping[int, int],
+    instead: Mapping[Node, Node],
 ) -> Recompute:
     """Backward as a walk, with copies of all that it needs and `keep` (bases) does not have.
 
@@ -68,6 +69,7 @@ def recompute(
         of: the segment that each backward node computes gradients of.
         group: of each segment, the first one of its part: what one segment of a part hands to the
             next is computed once for the part, on the way to the last.
+        instead: what stands for a tensor that is kept in another form.
     """
     found = Recompute()
     walk = found.walk
@@ -77,6 +79,7 @@ def recompute(
         stack: list[tuple[Node, bool]] = [(node, False)]
         while stack:
             want, ready = stack.pop()
+            want = instead.get(want, want)
             if _given(want, number) is not None:
                 continue
             if not ready:
@@ -95,6 +98,7 @@ def recompute(
         return result
 
     def _given(node: Node, number: int) -> object | None:
+        node = instead.get(node, node)
         if node.op != "call_function":
             found.inputs[node] = None
             return node
@@ -191,6 +195,7 @@ def _insert(
 ) -> None:
     for entry in entries:
         original = walk.origin[entry]
+        assert isinstance(entry, tuple)
         sources = dict(zip(original.all_input_nodes, walk.sources[entry], strict=True))
 
         def current(node: Node, sources: dict[Node, object] = sources) -> Node:
@@ -201,7 +206,7 @@ def _insert(
             copy = joint.graph.node_copy(original, current)
         copy.meta = dict(original.meta)
         copy.meta.pop("recompute", None)
-        copy.meta["segment"] = entry[1]  # type: ignore[index]
+        copy.meta["segment"] = entry[1]
         if joint.nbytes(original) > _SMALL:
-            copy.meta["recomputed_for"] = entry[1]  # type: ignore[index]
+            copy.meta["recomputed_for"] = entry[1]
         made[entry] = copy

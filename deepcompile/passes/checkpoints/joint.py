@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ...capture.offload import OFFLOAD, RELOAD
+from ...capture.philox import philox_normal, philox_uniform
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
 
@@ -42,6 +44,7 @@ class Joint:
         backward: nodes that do, in order.
         needed: of forward, what backward nodes and outputs read directly.
         position: of each node in the graph.
+        extra: nodes that nothing reads until a plan does: other forms of tensors.
     """
 
     graph: Graph
@@ -51,6 +54,7 @@ class Joint:
     backward: list[Node] = field(default_factory=list)
     needed: dict[Node, None] = field(default_factory=dict)
     position: dict[Node, int] = field(default_factory=dict)
+    extra: set[Node] = field(default_factory=set)
     _bases: dict[Node, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,14 @@ class Joint:
         for node in self.outputs[self.forward_outputs :]:
             if isinstance(node, Node) and node not in gradients:
                 self.needed[node] = None
+
+    def add(self, extra: Mapping[Node, list[Node]]) -> None:
+        """Take in nodes that were written behind others, each with a storage of its own."""
+        order: list[Node] = []
+        for node in self.forward:
+            order += (node, *extra.get(node, ()))
+        self.forward = order
+        self.extra.update(node for nodes in extra.values() for node in nodes)
 
     @cached_property
     def outputs(self) -> list[Any]:
@@ -112,6 +124,8 @@ class Joint:
         """What computing it once takes by itself, with all it reads and writes in memory."""
         if self.is_view(node) or node.target is operator.getitem or node.op != "call_function":
             return 0.0
+        if node.target in (OFFLOAD, RELOAD):
+            return self.rates.launch + _tensor_bytes(node.meta["val"]) / self.rates.link
         moved = bytes_of(node) + sum(bytes_of(source) for source in node.all_input_nodes)
         return self.rates.seconds(moved, flops_of(node), dtype_of(node))
 
@@ -136,7 +150,9 @@ def dtype_of(node: Node) -> str:
 
 
 def bytes_of(node: Node) -> int:
-    """Bytes of the tensors that a node makes; symbolic sizes count as their hints."""
+    """Bytes that a node takes on the device; symbolic sizes count as their hints."""
+    if node.target is OFFLOAD:
+        return 0
     return sum(_tensor_bytes(value) for value in _tensors(node.meta.get("val")))
 
 
@@ -169,7 +185,9 @@ def is_fusible(node: Node) -> bool:
     if packet in _REDUCTIONS or packet in _GATHERS or packet in _MADE or target in _COPIES:
         return True
     return isinstance(target, torch._ops.OpOverload) and (
-        torch.Tag.pointwise in target.tags or target.is_view or target.namespace == "deepcompile"
+        torch.Tag.pointwise in target.tags
+        or target.is_view
+        or target in (philox_uniform, philox_normal)
     )
 
 

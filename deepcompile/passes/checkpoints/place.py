@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
+from ...capture.offload import OFFLOAD
 from .choices import keep_sets, layer_of
 from .combine import Choice, Combination, combine, peak_of, smallest_peak
 from .emit import Recompute, backward_segments, recompute
+from .forms import Form, Forms, Stored, add_forms
 from .joint import Joint
 from .live import Live, live_bytes, walk_of
 from .segments import Segments, segment
@@ -25,11 +27,13 @@ class Part:
     Attributes:
         start, end: its segments, `end` not included.
         keep: bases that forward keeps for backward.
+        instead: for tensors kept in another form, what backward makes of that.
     """
 
     start: int
     end: int
     keep: frozenset[Node]
+    instead: Mapping[Node, Node] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Options:
     joint: Joint
     segments: Segments
     backward: dict[Node, int]
+    forms: Forms = field(default_factory=Forms)
     parts: list[list[Part]] = field(default_factory=list)
     layers: list[list[Choice]] = field(default_factory=list)
 
@@ -51,24 +56,40 @@ class Options:
         """Backward when these parts, which cover all segments, keep what they keep."""
         keep: set[Node] = set()
         group: dict[int, int] = {}
+        instead: dict[Node, Node] = {}
         for part in parts:
             keep |= part.keep
+            instead |= part.instead
             group |= dict.fromkeys(range(part.start, part.end), part.start)
-        return recompute(self.joint, self.segments, keep, self.backward, group)
+        return recompute(self.joint, self.segments, keep, self.backward, group, instead)
+
+    def form_of(self, part: Part) -> dict[Node, Form]:
+        """The form of each tensor that a part keeps in another one."""
+        return {
+            node: form
+            for form, stored in self.forms.stored.items()
+            for node, restored in part.instead.items()
+            if node in stored and stored[node].restored is restored
+        }
 
     def chosen(self, combination: Combination) -> list[Part]:
         """The parts of a combination."""
         return [self.parts[start][number] for start, number in combination.chosen]
 
 
-def options_of(joint: Joint) -> Options:
+def options_of(joint: Joint, allowed: Sequence[Form] = ()) -> Options:
     """Choices for every part of a joint graph; equal segments are solved once.
 
     What a choice costs is simulated in its place: all segments take their choice of one number, so
     a dozen simulations of the whole graph give the figures of all segments.
+
+    Args:
+        joint: the graph; forms of its tensors are written into it, where nothing reads them.
+        allowed: forms in which tensors may wait for backward.
     """
+    forms = add_forms(joint, allowed)
     segments = segment(joint)
-    found = Options(joint, segments, backward_segments(joint, segments))
+    found = Options(joint, segments, backward_segments(joint, segments), forms)
     found.parts = [[] for _ in range(segments.count)]
     found.layers = [[] for _ in range(segments.count)]
     solved: dict[int, list[frozenset[int]]] = {}
@@ -77,9 +98,13 @@ def options_of(joint: Joint) -> Options:
         kind = segments.kind[number]
         if kind not in solved:
             solved[kind] = keep_sets(layer)
-        for kept in solved[kind]:
-            keep = frozenset(layer.nodes[at] for at in kept)
-            found.parts[number].append(Part(number, number + 1, keep))
+        whole = [
+            Part(number, number + 1, frozenset(layer.nodes[at] for at in kept))
+            for kept in solved[kind]
+        ]
+        found.parts[number] += whole
+        for form in allowed:
+            found.parts[number] += [_in_form(part, forms.stored.get(form, {})) for part in whole]
     most = max((len(parts) for parts in found.parts), default=0)
     columns = [
         _simulate(found, [parts[min(number, len(parts) - 1)] for parts in found.parts])
@@ -98,7 +123,12 @@ def options_of(joint: Joint) -> Options:
 def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
     """Choices for groups of `size` equal segments that keep only what goes into the first."""
     segments = options.segments
-    leanest = [parts[len(own) - 1] for parts, own in _own_choices(options)]
+    leanest = [
+        min(parts, key=lambda part: sum(options.joint.nbytes(n) for n in part.keep))
+        for parts in (
+            [p for p in parts if not p.instead and p.end == p.start + 1] for parts in options.parts
+        )
+    ]
     groups: list[Part] = []
     for start, end in _runs(segments.kind):
         for at in range(start, end - size + 1, size):
@@ -120,10 +150,14 @@ def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
             options.layers[part.start].append(replace(choice, seconds=extra))
 
 
-def _own_choices(options: Options) -> list[tuple[list[Part], list[Part]]]:
-    return [
-        (parts, [part for part in parts if part.end == part.start + 1]) for parts in options.parts
-    ]
+def _in_form(part: Part, stored: Mapping[Node, Stored]) -> Part:
+    """The same part with all that has this form kept in it."""
+    changed = {node: stored[node] for node in sorted(part.keep, key=str) if node in stored}
+    keep = {node for node in part.keep if node not in changed}
+    for other in changed.values():
+        keep.update(other.kept)
+    instead = {node: other.restored for node, other in changed.items()}
+    return Part(part.start, part.end, frozenset(keep), instead)
 
 
 def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
@@ -159,9 +193,37 @@ def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choic
     seconds = [0.0] * len(parts)
     for number, spent in zip(homes, live.seconds, strict=True):
         seconds[number] += spent
+    for number, spent in enumerate(_storing(joint, segments, backward, part_of, before)):
+        seconds[number] += spent
     lengths = [part.end - part.start for part in parts]
     rows = zip(saved, forward, at_backward, seconds, lengths, strict=True)
     return [Choice(*row) for row in rows], parts
+
+
+def _storing(
+    joint: Joint,
+    segments: Segments,
+    backward: Recompute,
+    part_of: Sequence[int],
+    before: Sequence[int],
+) -> list[float]:
+    """Seconds a part of what forward does for backward's sake only: other forms of tensors.
+
+    A copy to the host runs beside the part's own work where the device can do that.
+    """
+    found, copying, working = ([0.0] * len(before) for _ in range(3))
+    for node in backward.saved:
+        if node in joint.extra:
+            seconds = copying if node.target is OFFLOAD else found
+            seconds[part_of[segments.home[node]]] += joint.seconds(node)
+    if any(copying) and joint.rates.overlaps:
+        nodes = forward_nodes(joint, backward.saved)
+        live = forward_live(joint, backward.saved)
+        for node, spent in zip(nodes, live.seconds, strict=True):
+            if node.target is not OFFLOAD:
+                working[part_of[segments.home[node]]] += spent
+    exposed = (max(0.0, copy - work) for copy, work in zip(copying, working, strict=True))
+    return [spent + rest for spent, rest in zip(found, exposed, strict=True)]
 
 
 def forward_nodes(joint: Joint, saved: Mapping[Node, None]) -> list[Node]:

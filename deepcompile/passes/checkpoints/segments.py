@@ -48,7 +48,8 @@ def segment(joint: Joint) -> Segments:
     _place_the_rest(joint, found)
     found.members = [[] for _ in range(found.count)]
     for node in joint.forward:
-        found.members[found.home[node]].append(node)
+        if node not in joint.extra:
+            found.members[found.home[node]].append(node)
     for node in order:
         base = joint.base(node)
         if base.op == "placeholder" or base in found.cheap or base not in found.home:

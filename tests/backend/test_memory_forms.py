@@ -1,0 +1,132 @@
+"""Tensors that wait for backward in fewer bits or in the host's memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepcompile.budget.report import BudgetReport
+from deepcompile.errors import OptionError
+from deepcompile.options import Options
+from deepcompile.passes.checkpoints.forms import ERRORS, allowed_forms
+from deepcompile.recording import recording
+
+
+class Residual(nn.Module):
+    """A stack of blocks, each of which keeps several matrices for backward."""
+
+    def __init__(self, layers: int = 4, width: int = 64) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(layers))
+        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + down(torch.nn.functional.gelu(up(norm(x))))
+        return x.square().mean()
+
+
+def step(model: nn.Module, x: Tensor, **options: Any) -> tuple[list[Tensor], BudgetReport | None]:
+    """Loss and gradients of a compiled step, and the report of its budget."""
+    torch._dynamo.reset()
+    model = copy.deepcopy(model)
+    with recording() as record:
+        given = {"strict": True, **options}
+        loss = torch.compile(model, backend="deepep", fullgraph=True, options=given)(x)
+        loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [loss.detach(), *gradients], record.budgets[0] if record.budgets else None
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[nn.Module, Tensor, list[Tensor], int]:
+    """A model, its input, its gradients, and a budget for which it cannot keep everything."""
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(512, 64)
+    expected, _ = step(model, x)
+    _, report = step(model, x, memory_budget=1 << 40)
+    assert report is not None
+    pinned = report.pinned.total
+    return model, x, expected, pinned + int(0.38 * (report.unplanned - pinned))
+
+
+def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest of the gradients, each relative to the norm of its own."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def test_the_host_keeps_tensors_bit_by_bit(made: Any) -> None:
+    model, x, expected, budget = made
+    found, report = step(model, x, memory_budget=budget, offload="on")
+    assert report is not None
+    assert report.peak <= budget
+    assert any(row.decision == "offload" for row in report.decisions)
+    assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize(("compress", "forms"), [(True, {"bf16", "int8"}), (0.002, {"bf16"})])
+def test_fewer_bits_stay_within_the_error_that_was_allowed(
+    made: Any, compress: Any, forms: set[str]
+) -> None:
+    model, x, expected, budget = made
+    found, report = step(model, x, memory_budget=budget, compress=compress)
+    assert report is not None
+    assert report.peak <= budget
+    used = {row.form for row in report.decisions if row.decision == "compress"}
+    assert used
+    assert used <= forms
+    # Errors of the tensors add up over the layers that they pass.
+    assert 0 < relative_error(found, expected) < 4 * max(ERRORS[form] for form in used)
+
+
+def test_nothing_is_lossy_unless_it_was_asked_for(made: Any) -> None:
+    model, x, expected, budget = made
+    found, report = step(model, x, memory_budget=budget)
+    assert report is not None
+    assert {row.decision for row in report.decisions} == {"keep", "recompute"}
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
+    model, x, _, budget = made
+    seconds = []
+    for options in ({}, {"compress": True}, {"compress": True, "offload": "on"}):
+        _, report = step(model, x, memory_budget=budget, **options)
+        assert report is not None
+        assert report.planned is not None
+        seconds.append(report.planned.combination.seconds)
+    assert seconds[0] >= seconds[1] >= seconds[2]
+
+
+def test_rows_of_zeros_and_of_nan_come_back_as_they_were() -> None:
+    """The rows are kept in 8 bits: what is not a number must not become one."""
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(512, 64)
+    x[0] = 0.0
+    expected, _ = step(model, x)
+    found, report = step(model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0)
+    assert report is not None
+    assert all(bool(tensor.isfinite().all()) for tensor in found)
+    assert relative_error(found, expected) < 0.05
+    x[1, 3] = float("nan")
+    found, _ = step(model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0)
+    assert all(bool(tensor.isnan().any()) for tensor in found[:2])
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, "much", "-3"])
+def test_an_error_bound_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(OptionError, match="compress"):
+        Options(compress=value)
+
+
+def test_forms_by_the_error_that_is_allowed() -> None:
+    assert allowed_forms(0.0, False) == ()
+    assert allowed_forms(0.0, True) == ("host",)
+    assert allowed_forms(0.002, False) == ("bf16",)
+    assert allowed_forms(Options(compress=True).compress, True) == ("bf16", "int8", "host")
