@@ -31,6 +31,11 @@ from benchmarks._measure import (
 from benchmarks.compile import cold_caches
 
 COUNTS = (10, 100, 1000)
+MODELS: dict[str, dict[str, int]] = {
+    "gpt2": {"layers": 8, "width": 256, "words": 4096},
+    "gpt2, narrow": {"layers": 8, "width": 64, "words": 1024},
+}
+"""100 tensors each: 7.5 million numbers, which come from memory, and half a million from caches."""
 INDUCTOR_LIMIT = 1.5
 FUSED_LIMIT = 1.0
 GROWTH_LIMIT = 1.1
@@ -56,21 +61,18 @@ def _parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 def run(plan: Plan) -> SuiteResult:
     """Median of one step, and seconds of the first one."""
-    samples = _time_steps(plan)
-    measurements = [
-        Measurement(f"adamw step{name}", statistics.median(values), "s", tuple(values))
-        for name, values in samples.items()
-    ]
+    measurements: list[Measurement] = []
     checks: list[Check] = []
     details: dict[str, object] = {}
-    if "/deepep" in samples:
-        ours = samples["/deepep"]
-        if "/inductor" in samples:
-            ratio = paired_ratio(samples["/inductor"], ours)
-            checks.append(Check("adamw step: inductor / deepep", ratio, ">=", INDUCTOR_LIMIT))
-        if " fused=True/eager" in samples:
-            ratio = paired_ratio(samples[" fused=True/eager"], ours)
-            checks.append(Check("adamw step: fused=True / deepep", ratio, ">=", FUSED_LIMIT))
+    for model, sizes in MODELS.items():
+        samples = _time_steps(plan, **sizes)
+        measurements += [
+            Measurement(f"adamw step, {model}{name}", statistics.median(values), "s", tuple(values))
+            for name, values in samples.items()
+        ]
+        checks += _promises(model, samples)
+    if "deepep" in plan.backends:
+        measurements += _memory_floor(plan)
     for backend in plan.backends:
         if backend != "eager":
             measured, growth = _time_compiles(plan, backend, details)
@@ -80,15 +82,42 @@ def run(plan: Plan) -> SuiteResult:
     return SuiteResult("optimizer", tuple(measurements), tuple(checks), notes, details)
 
 
-def _time_steps(plan: Plan) -> dict[str, list[float]]:
+def _promises(model: str, samples: dict[str, list[float]]) -> list[Check]:
+    ours = samples.get("/deepep")
+    found = []
+    for name, limit in (("/inductor", INDUCTOR_LIMIT), (" fused=True/eager", FUSED_LIMIT)):
+        if ours is not None and name in samples:
+            ratio = paired_ratio(samples[name], ours)
+            what = name.strip(" /").removesuffix("/eager")
+            found.append(Check(f"adamw step, {model}: {what} / deepep", ratio, ">=", limit))
+    return found
+
+
+def _memory_floor(plan: Plan) -> list[Measurement]:
+    """What moving the bytes of the larger model's step takes: four arrays read, three written."""
+    count = sum(parameter.numel() for parameter in gpt2_parameters())
+    arrays = [torch.randn(count) for _ in range(4)]
+
+    def move() -> None:
+        torch.add(arrays[0], arrays[1], out=arrays[0])  # three of the seven
+        torch.add(arrays[2], arrays[3], out=arrays[2])  # three more
+        arrays[3].mul_(1.0)  # two; one more than a step has
+
+    samples = alternate({"move": move}, rounds=plan.pick(15, 3), seconds=0.05, warmup=3)["move"]
+    seconds = statistics.median(samples) * 7 / 8
+    return [Measurement("adamw step, gpt2: moving its bytes", seconds, "s", tuple(samples))]
+
+
+def _time_steps(plan: Plan, **sizes: int) -> dict[str, list[float]]:
     torch._dynamo.reset()
     contenders: dict[str, Callable[[], object]] = {}
     for backend in plan.backends:
         if backend == "eager":
-            contenders[" foreach=True/eager"] = AdamW(gpt2_parameters(), foreach=True).step
-            contenders[" fused=True/eager"] = AdamW(gpt2_parameters(), fused=True).step
+            contenders[" foreach=True/eager"] = AdamW(gpt2_parameters(**sizes), foreach=True).step
+            contenders[" fused=True/eager"] = AdamW(gpt2_parameters(**sizes), fused=True).step
         else:
-            contenders[f"/{backend}"] = compile_with(AdamW(gpt2_parameters()).step, backend)
+            step = AdamW(gpt2_parameters(**sizes)).step
+            contenders[f"/{backend}"] = compile_with(step, backend)
     return alternate(contenders, rounds=plan.pick(25, 5), seconds=0.02 * plan.pick(10, 5), warmup=5)
 
 

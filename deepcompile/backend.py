@@ -20,12 +20,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
+from .budget.ledger import Ledger, ledger_of
 from .budget.plan_file import load_plans
 from .budget.report import BudgetReport
 from .budget.split import BudgetedSplit, budget_bytes
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
-from .capture.torch_private import exceptions_meant_for_dynamo
+from .capture.torch_private import current_frame, exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
@@ -92,7 +93,8 @@ def deepep(
         VerificationError when `verify` finds that a pass changed the meaning of a graph.
     """
     try:
-        return _Compiler(Options.resolve(options, mode)).compile(gm, example_inputs)
+        compiler = _Compiler(Options.resolve(options, mode), ledger_of(options))
+        return compiler.compile(gm, example_inputs)
     except DeepCompileError as error:
         raise for_dynamo(error) from error.__cause__
 
@@ -103,8 +105,9 @@ class _Compiler:
     follow_lifetimes = False
     """Whether programs take and let go of memory as they run; see `make_program`."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, ledger: Ledger | None = None) -> None:
         self.options = options
+        self.ledger = ledger or Ledger()
         log.setLevel(options.log_level.upper())
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
@@ -156,6 +159,7 @@ class _Compiler:
             self._budget_decided,
             optimizer_bytes=self.options.optimizer_bytes,
             granule=512 if triton else 1,
+            others=self.ledger.before(current_frame()),
             forms=allowed_forms(
                 self.options.compress,
                 self.options.offload == "on"
@@ -174,6 +178,7 @@ class _Compiler:
 
     def _budget_decided(self, report: BudgetReport) -> None:
         self.follow_lifetimes = report.follow_lifetimes
+        self.ledger.enter(current_frame(), report.held)
         self.note("memory-budget", **report.facts())
         for record in self.recordings:
             record.budgets.append(report)

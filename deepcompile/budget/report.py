@@ -43,6 +43,12 @@ class BudgetReport:
     graph: str = ""
     decisions: list[Decision] = field(default_factory=list)
 
+    @property
+    def held(self) -> int:
+        """Bytes that are there from the end of forward on: pinned, outputs and saved tensors."""
+        after = self.step.forward.live(self.step.forward.steps) if self.step else 0
+        return self.pinned.parameters + self.pinned.optimizer + after
+
     def facts(self) -> dict[str, Any]:
         """As fields of an event."""
         combination = self.planned.combination if self.planned else None
@@ -53,6 +59,7 @@ class BudgetReport:
             "parameters": self.pinned.parameters,
             "optimizer": self.pinned.optimizer,
             "optimizer_assumed": self.assumed_optimizer,
+            "other_graphs": self.pinned.others,
             "recompute_seconds": combination.seconds if combination else 0.0,
             "bound_seconds": combination.bound if combination else 0.0,
             "trials": self.trials,

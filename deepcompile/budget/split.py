@@ -54,6 +54,7 @@ class BudgetedSplit:
         decided: called with what became of the budget, before the halves are compiled.
         optimizer_bytes: of the optimizer's state; None: two fp32 numbers a trainable parameter.
         granule: bytes of which the device's allocator gives multiples.
+        others: bytes that other graphs of the model hold.
         plans: decisions of the user's that bind, by fingerprint of the graph.
         forms: in which tensors may wait for backward.
     """
@@ -66,6 +67,7 @@ class BudgetedSplit:
         decided: Callable[[BudgetReport], None],
         optimizer_bytes: int | None = None,
         granule: int = 1,
+        others: int = 0,
         plans: Mapping[str, MemoryPlan] | None = None,
         forms: Sequence[Form] = (),
     ) -> None:
@@ -75,6 +77,7 @@ class BudgetedSplit:
         self.decided = decided
         self.optimizer_bytes = optimizer_bytes
         self.granule = granule
+        self.others = others
         self.plans = plans or {}
         self.forms = forms
 
@@ -101,7 +104,8 @@ class BudgetedSplit:
             **kwargs,
         )
         facts = Joint(joint.graph, num_fwd_outputs, self.rates)
-        report = BudgetReport(self.budget, pinned_bytes(facts, static, self.optimizer_bytes))
+        pinned = replace(pinned_bytes(facts, static, self.optimizer_bytes), others=self.others)
+        report = BudgetReport(self.budget, pinned)
         report.assumed_optimizer = self.optimizer_bytes is None
         report.graph = fingerprint(facts)
         bound = self.plans.get(report.graph)
@@ -141,12 +145,14 @@ class BudgetedSplit:
             f"{_ROLES[span.role]} of {format_size(span.nbytes)}"
             for span in program.owners(program.peak_step)[:3]
         )
+        others = f"graphs before it hold {format_size(pinned.others)}; " if pinned.others else ""
         return MemoryBudgetError(
             f"memory_budget = {format_size(self.budget)}: this training step needs at least "
-            f"{smallest} bytes ({format_size(smallest)}). {format_size(pinned.parameters)} of them "
-            f"are parameters and inputs, {format_size(pinned.optimizer)} state of the optimizer; "
-            f"at its highest moment {where} also holds {held}. Give at least that much, or a "
-            "smaller batch.",
+            f"{smallest} bytes ({format_size(smallest)}). "
+            f"{format_size(pinned.parameters)} of them are parameters and inputs, "
+            f"{format_size(pinned.optimizer)} state of the optimizer; "
+            f"{others}at its highest moment {where} also holds {held}. "
+            "Give at least that much, or a smaller batch.",
             self.budget,
             smallest,
         )

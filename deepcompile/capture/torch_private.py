@@ -25,12 +25,13 @@ from torch._functorch.partitioners import (
     raise_getitems,
     thread_graphsafe_rng_from_hops,
 )
-from torch._guards import TracingContext
+from torch._guards import CompileContext, TracingContext
 from torch.fx import GraphModule, Node
 from torch.utils._ordered_set import OrderedSet
 
 __all__ = [
     "capture_with_aot",
+    "current_frame",
     "divide_joint_graph",
     "exceptions_meant_for_dynamo",
     "flatten_graph_inputs",
@@ -107,6 +108,12 @@ def divide_joint_graph(
         thread_graphsafe_rng_from_hops(forward, is_backward=False),
         thread_graphsafe_rng_from_hops(backward, is_backward=True),
     )
+
+
+def current_frame() -> int | None:
+    """A number for the code that Dynamo compiles now; each version of it has the same."""
+    compile_id = CompileContext.current_compile_id()
+    return None if compile_id is None else compile_id.frame_id
 
 
 def static_input_indices() -> tuple[int, ...]:
