@@ -15,6 +15,9 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.nn import functional as F  # noqa: N812
 
+from deepcompile.backend import recording
+from deepcompile.errors import MemoryBudgetError
+
 PROBABILITY = 0.5
 
 
@@ -95,3 +98,27 @@ def test_deepep_without_a_budget_uses_the_mask_of_forward(rng: str) -> None:
         eager = dropout_step(dropped_product)
         torch.testing.assert_close(step.gradient, eager.gradient)
         torch.testing.assert_close(step.weight_gradient, eager.weight_gradient)
+
+
+def budgeted_step(budget: str | int, rng: str) -> DropoutStep:
+    torch._dynamo.reset()
+    options = {"rng": rng, "strict": True, "memory_budget": budget}
+    compiled = torch.compile(dropped_product, backend="deepep", fullgraph=True, options=options)
+    return dropout_step(compiled)
+
+
+@pytest.mark.parametrize("rng", ["philox", "eager"])
+def test_deepep_in_its_smallest_budget_uses_the_mask_of_forward(rng: str) -> None:
+    whole = budgeted_step("1TiB", rng)
+    with pytest.raises(MemoryBudgetError) as refused:
+        budgeted_step(1, rng)
+    with recording() as record:
+        tight = budgeted_step(refused.value.smallest, rng)
+    assert record.budgets[0].peak <= refused.value.smallest
+    check_same_mask_in_backward(tight)
+    assert torch.equal(tight.output, whole.output)
+    torch.testing.assert_close(tight.gradient, whole.gradient)
+    torch.testing.assert_close(tight.weight_gradient, whole.weight_gradient)
+    if rng == "eager":
+        eager = dropout_step(dropped_product)
+        torch.testing.assert_close(tight.gradient, eager.gradient)

@@ -179,6 +179,8 @@ def relaxed(layers: Layers, budget: int) -> float | None:
     except ImportError:
         return None
     parts = [(start, choice) for start, choices in enumerate(layers) for choice in choices]
+    if not parts:
+        return 0.0
     scale = float(max(budget, 1))
     costs = np.array([choice.seconds for _, choice in parts])
     unit = float(costs.max()) or 1.0

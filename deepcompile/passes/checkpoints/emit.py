@@ -8,6 +8,7 @@ each segment that needs it, so that no chain of copies stays alive through all o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from .joint import Joint, is_symbol
+from .joint import Joint, is_symbol, why_kept
 from .live import Walk
 from .segments import Segments
 
@@ -105,7 +106,7 @@ def recompute(
         if is_symbol(node):
             found.inputs[node] = None
             return node
-        if node in keep:
+        if node in keep or _is_never_repeated(node):
             found.saved[node] = None
             return node
         return copies.get((node, owner(node, number)))
@@ -136,6 +137,13 @@ def recompute(
             else:
                 walk.outputs.add(output)
     return found
+
+
+def _is_never_repeated(node: Node) -> bool:
+    """Whether it is kept whoever asks for it: a result of what must run once, or a part of one."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], Node) and why_kept(node.args[0]) is not None
+    return why_kept(node) is not None
 
 
 @contextmanager

@@ -1,0 +1,460 @@
+"""`memory_budget`: the step fits by prediction, and gives what the step without a budget gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks.memory_models import NAMES, build
+from deepcompile.backend import recording
+from deepcompile.budget import split
+from deepcompile.budget.split import BudgetReport
+from deepcompile.codegen.steps import LifetimeStep
+from deepcompile.errors import DeepCompileError, MemoryBudgetError, OptionError
+from deepcompile.options import Options
+from deepcompile.recording import Recording
+
+TOLERANCE = 1e-5
+"""Of the largest gradient of the model."""
+
+QUICK = ("bert", "resnet")
+"""Models of the default run: one with dropout, one with convolutions and buffers."""
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Values = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+def square_loss(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x).float().square().mean()
+
+
+def step(
+    module: nn.Module, x: Any, loss: Loss = square_loss, steps: int = 1, **options: Any
+) -> tuple[Values, Recording]:
+    """The loss of the last step, and gradients and buffers by name after it, with one seed."""
+    torch._dynamo.reset()
+    module = copy.deepcopy(module)
+    call = torch.compile(loss, backend="deepep", options={"strict": True, **options})
+    torch.manual_seed(0)
+    with recording() as record:
+        for _ in range(steps):
+            result = call(module, x)
+            result.backward()
+    values = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    values |= {f"buffer {n}": b.clone() for n, b in module.named_buffers()}
+    return values | {"loss": result.detach()}, record
+
+
+def smallest(module: nn.Module, x: Any, loss: Loss = square_loss, **options: Any) -> int:
+    with pytest.raises(MemoryBudgetError) as refused:
+        step(module, x, loss, memory_budget=1, **options)
+    return refused.value.smallest
+
+
+def report_of(record: Recording) -> BudgetReport:
+    (report,) = record.budgets
+    return report
+
+
+def check_close(mine: Values, reference: Values, tolerance: float = TOLERANCE) -> None:
+    assert mine.keys() == reference.keys()
+    largest = max(v.abs().max().item() for v in reference.values() if v.is_floating_point())
+    for name, value in reference.items():
+        error = (mine[name].double() - value.double()).abs().max().item()
+        assert error <= tolerance * largest, name
+
+
+def check_smallest_budget(
+    module: nn.Module,
+    x: Any,
+    loss: Loss = square_loss,
+    tolerance: float = TOLERANCE,
+    **options: Any,
+) -> BudgetReport:
+    """The step in the smallest budget gives what it gives without one."""
+    budget = smallest(module, x, loss, **options)
+    values, record = step(module, x, loss, steps=2, memory_budget=budget, **options)
+    report = report_of(record)
+    assert report.follow_lifetimes
+    assert report.peak <= budget < report.unplanned
+    assert any(d.decision == "recompute" for d in report.decisions) == (report.planned is not None)
+    check_close(values, step(module, x, loss, steps=2, **options)[0], tolerance)
+    return report
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.narrow(self.drop(nn.functional.gelu(self.wide(x)))))
+
+
+def blocks(count: int = 4, width: int = 64, drop: float = 0.0) -> nn.Module:
+    return nn.Sequential(*(Block(width, drop) for _ in range(count)))
+
+
+def rows(width: int = 64, count: int = 256) -> Tensor:
+    return torch.randn(count, width)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
+def test_models_in_the_smallest_budget(name: str) -> None:
+    model = build(name, "small")
+    options = {"deterministic": True}
+    reference, _ = step(model.module, model.batch, model.loss, **options)
+    budget = smallest(model.module, model.batch, model.loss, **options)
+    mine, record = step(model.module, model.batch, model.loss, memory_budget=budget, **options)
+    report = report_of(record)
+    assert report.planned is not None
+    assert report.peak <= budget < report.unplanned
+    assert not [fields for event, fields in record.events if event == "fallback"]
+    check_close(mine, reference)
+    assert torch.equal(mine["loss"], reference["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rng", ["philox", "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_models_from_the_smallest_budget_to_none(name: str, rng: str) -> None:
+    model = build(name, "small")
+    reference, _ = step(model.module, model.batch, model.loss, rng=rng)
+    least = smallest(model.module, model.batch, model.loss, rng=rng)
+    _, record = step(model.module, model.batch, model.loss, rng=rng, memory_budget="1TiB")
+    most = report_of(record).unplanned
+    for part in range(5):
+        budget = least + (most - least) * part // 4
+        mine, record = step(model.module, model.batch, model.loss, rng=rng, memory_budget=budget)
+        assert report_of(record).peak <= budget
+        check_close(mine, reference)
+
+
+def test_one_byte_below_the_smallest_is_refused_before_anything_runs() -> None:
+    module, x = blocks(), rows()
+    least = smallest(module, x)
+    options = {"memory_budget": least - 1}
+    compiled = torch.compile(square_loss, backend="deepep", options=options)
+    with recording() as record, pytest.raises(MemoryBudgetError) as refused:
+        compiled(module, x)
+    assert (refused.value.budget, refused.value.smallest) == (least - 1, least)
+    assert str(least) in str(refused.value)
+    assert not record.graphs
+    assert not record.budgets
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_budget_that_is_not_needed_changes_nothing() -> None:
+    module, x = blocks(2), rows()
+    _, plain = step(module, x)
+    _, budgeted = step(module, x, memory_budget="64GiB")
+    report = report_of(budgeted)
+    assert report.planned is None
+    assert not report.follow_lifetimes
+    assert report.peak == report.unplanned
+    assert [graph.code.source for graph in budgeted.graphs] == [
+        graph.code.source for graph in plain.graphs
+    ]
+    steps = [step for graph in budgeted.graphs for step in graph.spec.steps]
+    assert not [step for step in steps if isinstance(step, LifetimeStep)]
+
+
+def test_lifetimes_alone_are_tried_before_anything_is_computed_again() -> None:
+    module, x = blocks(2), rows()
+    reference, record = step(module, x, memory_budget="64GiB")
+    budget = report_of(record).unplanned - 1
+    mine, record = step(module, x, memory_budget=budget)
+    report = report_of(record)
+    assert report.follow_lifetimes
+    assert report.planned is None
+    assert report.peak <= budget
+    check_close(mine, reference, 0.0)
+
+
+@pytest.mark.parametrize(
+    "budget", ["0", 0, "0%", -1, "-3GiB", "150%", "12 parsecs", "", "GiB", "nan", True, 1.5, ()]
+)
+def test_a_budget_that_is_none_names_the_option(budget: Any) -> None:
+    with pytest.raises(OptionError, match="memory_budget"):
+        Options.resolve({"memory_budget": budget})
+    compiled = torch.compile(nn.Linear(2, 2), backend="deepep", options={"memory_budget": budget})
+    with pytest.raises(OptionError, match="memory_budget"):
+        compiled(torch.randn(1, 2))
+
+
+@pytest.mark.parametrize(("budget", "size"), [("3GiB", 3 << 30), ("70%", 700), ("auto", 450)])
+def test_budgets_become_bytes(budget: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(split, "free_memory", lambda device: 500)
+    resolved = Options.resolve({"memory_budget": budget}).memory_budget
+    assert resolved is not None
+    assert split.budget_bytes(resolved, torch.device("cpu")) == size
+
+
+@pytest.mark.parametrize("budget", ["auto", "70%", "0.5 TiB"])
+def test_budgets_of_this_machine(budget: str) -> None:
+    _, record = step(nn.Linear(8, 8), rows(8), memory_budget=budget)
+    assert report_of(record).budget > report_of(record).peak
+
+
+def test_the_option_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPCOMPILE_MEMORY_BUDGET", "5 KB")
+    with pytest.raises(MemoryBudgetError) as refused:
+        step(nn.Linear(64, 64), rows())
+    assert refused.value.budget == 5000
+
+
+def test_the_state_of_the_optimizer_counts() -> None:
+    module, x = blocks(2), rows()
+    trained = sum(parameter.numel() for parameter in module.parameters())
+    found = {}
+    for given in (None, 0, "1MiB"):
+        options = {} if given is None else {"optimizer_bytes": given}
+        report = report_of(step(module, x, memory_budget="64GiB", **options)[1])
+        assert report.assumed_optimizer == (given is None)
+        assert report.pinned.parameters == 4 * (trained + x.numel())
+        assert report.pinned.total == report.pinned.parameters + report.pinned.optimizer
+        found[given] = report
+    assert [report.pinned.optimizer for report in found.values()] == [8 * trained, 0, 1 << 20]
+    assert found[None].peak - found[0].peak == 8 * trained
+    assert smallest(module, x, optimizer_bytes=0) == smallest(module, x) - 8 * trained
+
+
+def test_frozen_parameters_have_no_optimizer_state() -> None:
+    module, x = blocks(), rows()
+    for number, parameter in enumerate(module.parameters()):
+        parameter.requires_grad_(number % 3 == 0)
+    report = check_smallest_budget(module, x)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert report.pinned.optimizer == 8 * trained
+
+
+@pytest.mark.parametrize("no_grad", [torch.no_grad, torch.inference_mode])
+def test_inference_needs_no_plan(no_grad: Callable[[], Any]) -> None:
+    module, x = blocks(2), rows()
+    compiled = torch.compile(module, backend="deepep", options={"memory_budget": "1GiB"})
+    with no_grad(), recording() as record:
+        torch.testing.assert_close(compiled(x), module(x))
+    assert [graph.kind for graph in record.graphs] == ["inference"]
+    assert not record.budgets
+
+
+def test_parameters_of_bf16() -> None:
+    # Kernels that compute a value again do not round it on the way, as storing it would have.
+    module, x = blocks().bfloat16(), rows().bfloat16()
+    report = check_smallest_budget(module, x, tolerance=1e-2)
+    trained = sum(parameter.numel() for parameter in module.parameters())
+    assert report.pinned.optimizer == 8 * trained
+
+
+def test_dropout_by_counters() -> None:
+    assert check_smallest_budget(blocks(drop=0.3), rows()).planned is not None
+
+
+def test_dropout_of_torch_in_groups_of_layers() -> None:
+    """A group computes what one layer hands to the next again, but no mask."""
+    report = check_smallest_budget(blocks(6, drop=0.3), rows(), rng="eager")
+    assert any(part.end - part.start > 1 for part in report.planned.parts)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(128, 64), blocks()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.body(self.embedding(tokens)) @ self.embedding.weight.T
+
+
+class Moving(nn.Module):
+    """Buffers that forward reads before and after it has written them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("seen", torch.zeros(256, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = torch.tanh(layer(x) * self.mean.exp())
+            x = x + nn.functional.gelu(hidden * self.seen.cos())
+            self.mean.mul_(0.9).add_(x.detach().mean(0) * 0.1)
+            self.seen.add_(x.detach())
+        return x
+
+
+class Scaled(torch.autograd.Function):
+    """Noise of one product meets the result of another in a term of backward alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        noise = torch.rand_like(x)
+        hidden = torch.tanh((x * noise) @ first)
+        result = hidden @ second
+        ctx.save_for_backward(noise, hidden, result, first, second)
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        noise, hidden, result, first, second = ctx.saved_tensors
+        inner = (grad @ second.T) * (1 - hidden * hidden)
+        return (inner @ first.T) * (noise * result), hidden.T @ inner, hidden.T @ grad
+
+
+class WithFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(64, 64) / 8) for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in zip(self.weights[::2], self.weights[1::2], strict=True):
+            x = x + Scaled.apply(x, first, second)
+        return x
+
+
+def test_tied_embeddings() -> None:
+    check_smallest_budget(Tied(), torch.randint(128, (4, 64)))
+
+
+def test_buffers_that_forward_overwrites() -> None:
+    check_smallest_budget(Moving(), rows())
+
+
+@pytest.mark.parametrize("rng", ["philox", "eager"])
+def test_a_function_with_a_gradient_of_its_own(rng: str) -> None:
+    check_smallest_budget(WithFunction(), rows(), rng=rng)
+
+
+class TestWays:
+    """Ways to run a step, each in the smallest budget of the plain step."""
+
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        return blocks(drop=0.2)
+
+    def gradients(
+        self, module: nn.Module, way: Callable[[Callable[[Tensor], Tensor]], None], **how: Any
+    ) -> tuple[Values, Values, Recording]:
+        """Of a way to run the module, without a budget and in the smallest one."""
+        with pytest.raises(MemoryBudgetError) as refused:
+            torch.compile(module, backend="deepep", options={"memory_budget": 1}, **how)(rows())
+        budget = refused.value.smallest
+        found = []
+        for options in ({}, {"memory_budget": budget}):
+            torch._dynamo.reset()
+            mine = copy.deepcopy(module)
+            call = torch.compile(mine, backend="deepep", options={"strict": True, **options}, **how)
+            torch.manual_seed(1)
+            with recording() as record:
+                way(call)
+            found.append({name: p.grad for name, p in mine.named_parameters()})
+        assert record.budgets
+        assert all(report.peak <= budget for report in record.budgets)
+        return found[0], found[1], record
+
+    def test_a_graph_that_is_retained(self, module: nn.Module) -> None:
+        def way(call: Callable[[Tensor], Tensor]) -> None:
+            loss = call(rows()).square().mean()
+            loss.backward(retain_graph=True)
+            loss.backward()
+
+        plain, budgeted, _ = self.gradients(module, way)
+        check_close(budgeted, plain)
+
+    def test_two_calls_before_their_gradients(self, module: nn.Module) -> None:
+        def way(call: Callable[[Tensor], Tensor]) -> None:
+            first, second = call(rows()), call(rows())
+            (first.square().mean() + second.sin().mean()).backward()
+
+        plain, budgeted, _ = self.gradients(module, way)
+        check_close(budgeted, plain)
+
+    def test_saved_tensors_that_hooks_pack(self, module: nn.Module) -> None:
+        packed: list[int] = []
+
+        def pack(saved: Tensor) -> Tensor:
+            packed.append(saved.numel())
+            return saved.detach().clone()
+
+        def way(call: Callable[[Tensor], Tensor]) -> None:
+            with saved_tensors_hooks(pack, lambda saved: saved.clone()):
+                result = call(rows()).square().mean()
+            result.backward()
+
+        plain, budgeted, _ = self.gradients(module, way)
+        assert packed
+        check_close(budgeted, plain)
+
+    def test_sizes_that_change(self, module: nn.Module) -> None:
+        def way(call: Callable[[Tensor], Tensor]) -> None:
+            for count in (256, 100):
+                call(rows(count=count)).square().mean().backward()
+
+        plain, budgeted, record = self.gradients(module, way, dynamic=True)
+        assert report_of(record).planned is not None
+        assert record.graphs[0].spec.sizes
+        check_close(budgeted, plain)
+
+
+def test_graph_breaks() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = blocks(), blocks()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            torch._dynamo.graph_break()
+            return self.second(x)
+
+    module, x = Broken(), rows()
+    budget = smallest(module, x)
+    compiled = copy.deepcopy(module)
+    with recording() as record:
+        options = {"strict": True, "memory_budget": budget}
+        call = torch.compile(compiled, backend="deepep", options=options)
+        call(x).square().mean().backward()
+    assert len(record.budgets) >= 2
+    assert all(report.peak <= budget for report in record.budgets)
+    module(x).square().mean().backward()
+    mine = {name: p.grad for name, p in compiled.named_parameters()}
+    check_close(mine, {name: p.grad for name, p in module.named_parameters()})
+
+
+def test_the_error_reaches_the_user_without_strict() -> None:
+    compiled = torch.compile(blocks(2), backend="deepep", options={"memory_budget": "1KiB"})
+    with pytest.raises(DeepCompileError, match="memory_budget = 1 KiB"):
+        compiled(rows())
+
+
+def test_reports_as_events() -> None:
+    module, x = blocks(), rows()
+    budget = smallest(module, x)
+    _, record = step(module, x, memory_budget=budget)
+    ((_, facts),) = [found for found in record.events if found[0] == "memory-budget"]
+    report = report_of(record)
+    assert facts == report.facts()
+    assert facts["budget"] == budget
+    assert facts["peak"] == report.peak <= budget < facts["unplanned_peak"]
+    assert facts["recompute_seconds"] >= facts["bound_seconds"] > 0
+    kept = {decision.tensor for decision in report.decisions if decision.decision == "keep"}
+    assert kept == {node.name for node in report.planned.saved}
