@@ -159,6 +159,7 @@ class _Compiler:
             self._budget_decided,
             optimizer_bytes=self.options.optimizer_bytes,
             granule=512 if triton else 1,
+            bit_exact=self.options.deterministic,
             others=self.ledger.before(current_frame()),
             forms=allowed_forms(
                 self.options.compress,

@@ -57,6 +57,7 @@ class BudgetedSplit:
         others: bytes that other graphs of the model hold.
         plans: decisions of the user's that bind, by fingerprint of the graph.
         forms: in which tensors may wait for backward.
+        bit_exact: whether gradients must be those without a budget to the last bit.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class BudgetedSplit:
         others: int = 0,
         plans: Mapping[str, MemoryPlan] | None = None,
         forms: Sequence[Form] = (),
+        bit_exact: bool = False,
     ) -> None:
         self.budget = budget
         self.rates = rates
@@ -80,6 +82,7 @@ class BudgetedSplit:
         self.others = others
         self.plans = plans or {}
         self.forms = forms
+        self.bit_exact = bit_exact
 
     def __call__(
         self,
@@ -103,7 +106,7 @@ class BudgetedSplit:
             static_lifetime_input_indices=list(static),
             **kwargs,
         )
-        facts = Joint(joint.graph, num_fwd_outputs, self.rates)
+        facts = Joint(joint.graph, num_fwd_outputs, self.rates, bit_exact=self.bit_exact)
         pinned = replace(pinned_bytes(facts, static, self.optimizer_bytes), others=self.others)
         report = BudgetReport(self.budget, pinned)
         report.assumed_optimizer = self.optimizer_bytes is None

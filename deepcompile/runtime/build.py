@@ -113,7 +113,7 @@ def build(
     Args:
         source: one translation unit.
         large: it has functions so long that optimising them in full takes minutes and gigabytes.
-        options: `cache`, `cache_dir` and `cache_size` are used.
+        options: `cache`, `cache_dir`, `cache_size` and `deterministic` are used.
         note: receives `cache-unusable` events with the reason.
 
     Raises:
@@ -122,6 +122,9 @@ def build(
     """
     compiler = find_compiler()
     flags = (*FLAGS, "-O1") if large else FLAGS
+    if options.deterministic:
+        # A product and a sum are one rounding or two, whatever kernel they stand in.
+        flags = (*flags, "-ffp-contract=off")
     key = hashlib.sha256(
         "\0".join([compiler_identity(compiler), " ".join(flags), source]).encode()
     ).hexdigest()[:32]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .joint import Joint, is_fusible, is_symbol, must_recompute, why_kept
+from .joint import Joint, is_fusible, is_symbol, must_recompute
 from .segments import Segments
 
 LEVELS = 12
@@ -61,7 +61,7 @@ def layer_of(joint: Joint, segments: Segments, number: int) -> Layer:
     for at, node in enumerate(members):
         sources.append(tuple(index[s] for s in node.all_input_nodes if s in index))
         view = joint.is_view(node)
-        kept_for = why_kept(node)
+        kept_for = joint.why_kept(node)
         savable = not view and not isinstance(node.meta.get("val"), tuple | list)
         savable &= not must_recompute(node) or kept_for is not None
         nbytes.append(joint.nbytes(node) if savable else 0)

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ...ir.origins import origin_of
 from .choices import price_of
-from .joint import is_symbol, must_recompute, why_kept
+from .joint import is_symbol, must_recompute
 from .place import Options, Part
 
 
@@ -91,7 +91,7 @@ def _on_the_way(needed: Collection[Node], node: Node) -> bool:
 
 
 def _why(options: Options, node: Node) -> str:
-    reason = why_kept(node)
+    reason = options.joint.why_kept(node)
     if reason is not None:
         return reason
     if must_recompute(node):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from .joint import Joint, is_symbol, why_kept
+from .joint import Joint, is_symbol
 from .live import Walk
 from .segments import Segments
 
@@ -106,7 +106,7 @@ def recompute(
         if is_symbol(node):
             found.inputs[node] = None
             return node
-        if node in keep or _is_never_repeated(node):
+        if node in keep or _is_never_repeated(joint, node):
             found.saved[node] = None
             return node
         return copies.get((node, owner(node, number)))
@@ -139,11 +139,11 @@ def recompute(
     return found
 
 
-def _is_never_repeated(node: Node) -> bool:
+def _is_never_repeated(joint: Joint, node: Node) -> bool:
     """Whether it is kept whoever asks for it: a result of what must run once, or a part of one."""
     if node.target is operator.getitem:
-        return isinstance(node.args[0], Node) and why_kept(node.args[0]) is not None
-    return why_kept(node) is not None
+        return isinstance(node.args[0], Node) and joint.why_kept(node.args[0]) is not None
+    return joint.why_kept(node) is not None
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Joint:
         backward: nodes that do, in order.
         needed: of forward, what backward nodes and outputs read directly.
         position: of each node in the graph.
+        bit_exact: whether backward must see the very bits that forward computed.
         extra: nodes that nothing reads until a plan does: other forms of tensors.
     """
 
@@ -55,6 +56,7 @@ class Joint:
     needed: dict[Node, None] = field(default_factory=dict)
     position: dict[Node, int] = field(default_factory=dict)
     extra: set[Node] = field(default_factory=set)
+    bit_exact: bool = False
     _bases: dict[Node, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,6 +117,12 @@ class Joint:
     def nbytes(self, node: Node) -> int:
         """Bytes of the storage of `node`; 0 of what is no tensor."""
         return bytes_of(self.base(node))
+
+    def why_kept(self, node: Node) -> str | None:
+        """Why a forward node is never computed again, if that is so."""
+        if self.bit_exact and getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
+            return "another kernel might add in another order"
+        return why_kept(node)
 
     def is_view(self, node: Node) -> bool:
         """Whether it costs nothing: it only looks at memory that another node made."""
@@ -192,7 +200,7 @@ def is_fusible(node: Node) -> bool:
 
 
 def why_kept(node: Node) -> str | None:
-    """Why a forward node is never computed again, if that is so."""
+    """Why no forward node like this is ever computed again, if that is so."""
     if node.op != "call_function":
         return None
     policy = node.meta.get("recompute")

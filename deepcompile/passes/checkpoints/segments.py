@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from .joint import Joint, is_fusible, is_symbol, why_kept
+from .joint import Joint, is_fusible, is_symbol
 
 _CHEAP_NODES = 24
 _SMALL = 256  # a tensor so many times smaller than the largest does not hinder a cut
@@ -78,7 +78,7 @@ def _cheap(joint: Joint) -> set[Node]:
         if is_symbol(node):
             size[node] = 0
             continue
-        if not is_fusible(node) or why_kept(node) is not None:
+        if not is_fusible(node) or joint.why_kept(node) is not None:
             continue
         total = 1
         for source in node.all_input_nodes:
