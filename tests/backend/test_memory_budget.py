@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.memory_models import NAMES, build
 from deepcompile.backend import recording
@@ -18,16 +16,20 @@ from deepcompile.budget.split import BudgetReport
 from deepcompile.codegen.steps import LifetimeStep
 from deepcompile.errors import DeepCompileError, MemoryBudgetError, OptionError
 from deepcompile.options import Options
-from deepcompile.recording import Recording
+from tests.backend.budget_steps import (
+    TOLERANCE,
+    Loss,
+    blocks,
+    check_close,
+    report_of,
+    rows,
+    smallest,
+    square_loss,
+    step,
+)
 
-TOLERANCE = 1e-5
-"""Of the largest gradient of the model."""
-
-QUICK = ("bert", "resnet")
-"""Models of the default run: one with dropout, one with convolutions and buffers."""
-
-Loss = Callable[[nn.Module, Any], Tensor]
-Values = dict[str, Tensor]
+QUICK = ("resnet",)
+"""Models of the default run: one with convolutions and buffers."""
 
 
 @pytest.fixture(autouse=True)
@@ -36,46 +38,6 @@ def _fresh() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
-
-
-def square_loss(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x).float().square().mean()
-
-
-def step(
-    module: nn.Module, x: Any, loss: Loss = square_loss, steps: int = 1, **options: Any
-) -> tuple[Values, Recording]:
-    """The loss of the last step, and gradients and buffers by name after it, with one seed."""
-    torch._dynamo.reset()
-    module = copy.deepcopy(module)
-    call = torch.compile(loss, backend="deepep", options={"strict": True, **options})
-    torch.manual_seed(0)
-    with recording() as record:
-        for _ in range(steps):
-            result = call(module, x)
-            result.backward()
-    values = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    values |= {f"buffer {n}": b.clone() for n, b in module.named_buffers()}
-    return values | {"loss": result.detach()}, record
-
-
-def smallest(module: nn.Module, x: Any, loss: Loss = square_loss, **options: Any) -> int:
-    with pytest.raises(MemoryBudgetError) as refused:
-        step(module, x, loss, memory_budget=1, **options)
-    return refused.value.smallest
-
-
-def report_of(record: Recording) -> BudgetReport:
-    (report,) = record.budgets
-    return report
-
-
-def check_close(mine: Values, reference: Values, tolerance: float = TOLERANCE) -> None:
-    assert mine.keys() == reference.keys()
-    largest = max(v.abs().max().item() for v in reference.values() if v.is_floating_point())
-    for name, value in reference.items():
-        error = (mine[name].double() - value.double()).abs().max().item()
-        assert error <= tolerance * largest, name
 
 
 def check_smallest_budget(
@@ -94,24 +56,6 @@ def check_smallest_budget(
     assert any(d.decision == "recompute" for d in report.decisions) == (report.planned is not None)
     check_close(values, step(module, x, loss, steps=2, **options)[0], tolerance)
     return report
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.narrow(self.drop(nn.functional.gelu(self.wide(x)))))
-
-
-def blocks(count: int = 4, width: int = 64, drop: float = 0.0) -> nn.Module:
-    return nn.Sequential(*(Block(width, drop) for _ in range(count)))
-
-
-def rows(width: int = 64, count: int = 256) -> Tensor:
-    return torch.randn(count, width)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +209,7 @@ def test_parameters_of_bf16() -> None:
     assert report.pinned.optimizer == 8 * trained
 
 
+@pytest.mark.slow
 def test_dropout_by_counters() -> None:
     assert check_smallest_budget(blocks(drop=0.3), rows()).planned is not None
 
@@ -331,6 +276,7 @@ class WithFunction(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_tied_embeddings() -> None:
     check_smallest_budget(Tied(), torch.randint(128, (4, 64)))
 
@@ -339,105 +285,9 @@ def test_buffers_that_forward_overwrites() -> None:
     check_smallest_budget(Moving(), rows())
 
 
-@pytest.mark.parametrize("rng", ["philox", "eager"])
+@pytest.mark.parametrize("rng", [pytest.param("philox", marks=pytest.mark.slow), "eager"])
 def test_a_function_with_a_gradient_of_its_own(rng: str) -> None:
     check_smallest_budget(WithFunction(), rows(), rng=rng)
-
-
-class TestWays:
-    """Ways to run a step, each in the smallest budget of the plain step."""
-
-    @pytest.fixture
-    def module(self) -> nn.Module:
-        return blocks(drop=0.2)
-
-    def gradients(
-        self, module: nn.Module, way: Callable[[Callable[[Tensor], Tensor]], None], **how: Any
-    ) -> tuple[Values, Values, Recording]:
-        """Of a way to run the module, without a budget and in the smallest one."""
-        with pytest.raises(MemoryBudgetError) as refused:
-            torch.compile(module, backend="deepep", options={"memory_budget": 1}, **how)(rows())
-        budget = refused.value.smallest
-        found = []
-        for options in ({}, {"memory_budget": budget}):
-            torch._dynamo.reset()
-            mine = copy.deepcopy(module)
-            call = torch.compile(mine, backend="deepep", options={"strict": True, **options}, **how)
-            torch.manual_seed(1)
-            with recording() as record:
-                way(call)
-            found.append({name: p.grad for name, p in mine.named_parameters()})
-        assert record.budgets
-        assert all(report.peak <= budget for report in record.budgets)
-        return found[0], found[1], record
-
-    def test_a_graph_that_is_retained(self, module: nn.Module) -> None:
-        def way(call: Callable[[Tensor], Tensor]) -> None:
-            loss = call(rows()).square().mean()
-            loss.backward(retain_graph=True)
-            loss.backward()
-
-        plain, budgeted, _ = self.gradients(module, way)
-        check_close(budgeted, plain)
-
-    def test_two_calls_before_their_gradients(self, module: nn.Module) -> None:
-        def way(call: Callable[[Tensor], Tensor]) -> None:
-            first, second = call(rows()), call(rows())
-            (first.square().mean() + second.sin().mean()).backward()
-
-        plain, budgeted, _ = self.gradients(module, way)
-        check_close(budgeted, plain)
-
-    def test_saved_tensors_that_hooks_pack(self, module: nn.Module) -> None:
-        packed: list[int] = []
-
-        def pack(saved: Tensor) -> Tensor:
-            packed.append(saved.numel())
-            return saved.detach().clone()
-
-        def way(call: Callable[[Tensor], Tensor]) -> None:
-            with saved_tensors_hooks(pack, lambda saved: saved.clone()):
-                result = call(rows()).square().mean()
-            result.backward()
-
-        plain, budgeted, _ = self.gradients(module, way)
-        assert packed
-        check_close(budgeted, plain)
-
-    def test_sizes_that_change(self, module: nn.Module) -> None:
-        def way(call: Callable[[Tensor], Tensor]) -> None:
-            for count in (256, 100):
-                call(rows(count=count)).square().mean().backward()
-
-        plain, budgeted, record = self.gradients(module, way, dynamic=True)
-        assert report_of(record).planned is not None
-        assert record.graphs[0].spec.sizes
-        check_close(budgeted, plain)
-
-
-def test_graph_breaks() -> None:
-    class Broken(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = blocks(), blocks()
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            torch._dynamo.graph_break()
-            return self.second(x)
-
-    module, x = Broken(), rows()
-    budget = smallest(module, x)
-    compiled = copy.deepcopy(module)
-    with recording() as record:
-        options = {"strict": True, "memory_budget": budget}
-        call = torch.compile(compiled, backend="deepep", options=options)
-        call(x).square().mean().backward()
-    assert len(record.budgets) >= 2
-    assert all(report.peak <= budget for report in record.budgets)
-    module(x).square().mean().backward()
-    mine = {name: p.grad for name, p in compiled.named_parameters()}
-    check_close(mine, {name: p.grad for name, p in module.named_parameters()})
 
 
 def test_the_error_reaches_the_user_without_strict() -> None:
