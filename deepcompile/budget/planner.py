@@ -19,8 +19,10 @@ from ..passes.checkpoints.place import Options, Part, fit, highest, lowest, opti
 from .step import StepTimeline
 
 Halves = tuple[GraphModule, GraphModule]
-RUNGS = 160
+RUNGS = 64
 """Sizes that plans are made for, between the least and the most that a step can use."""
+LOWEST = 4
+"""Of them, how many are tried for the least that a step needs."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class StepPlanner:
         self.trials = 0
         self._simulate = simulate
         self._planned: dict[int, Planned] = {}
+        self._by_choice: dict[tuple[tuple[int, int], ...], Planned] = {}
 
     @cached_property
     def options(self) -> Options:
@@ -85,20 +88,33 @@ class StepPlanner:
         ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
         return sorted({least, most, *(int(least * ratio**rung) for rung in range(1, RUNGS))})
 
+    @cached_property
+    def expected(self) -> list[float]:
+        """Bytes that programs will hold, by rung, given what those of the lowest and highest do."""
+        sizes = self.ladder
+        errors = [self.planned(rung).step.peak - sizes[rung] for rung in (0, len(sizes) - 1)]
+        span = max(sizes[-1] - sizes[0], 1)
+        slope = (errors[1] - errors[0]) / span
+        return [size + errors[0] + slope * (size - sizes[0]) for size in sizes]
+
     def within(self, room: int) -> Planned | None:
-        """The quickest plan whose programs hold at most `room` bytes beside what is pinned."""
-        rung = max(bisect.bisect_right(self.ladder, room) - 1, 0)
-        while rung >= 0:
+        """The quickest plan whose programs hold at most `room` bytes beside what is pinned.
+
+        Rungs are tried one by one from where the room would be by what is expected: where a
+        smaller room ends is on the way of a larger one, so that more room is never slower.
+        """
+        start = bisect.bisect_right(self.expected, room)
+        for rung in range(min(start, len(self.ladder) - 1), -1, -1):
             planned = self.planned(rung)
             if planned.step.peak <= room:
                 return planned
-            if rung == 0:
-                return None
-            # Plans for sizes near by are off by about as much.
-            excess = planned.step.peak - room
-            below = bisect.bisect_right(self.ladder, self.ladder[rung] - excess // 2) - 1
-            rung = max(0, min(rung - 1, below))
-        return None
+        return next((p for p in self.lowest_rungs if p.step.peak <= room), None)
+
+    @property
+    def lowest_rungs(self) -> list[Planned]:
+        """Plans among which is the one that needs least: an estimate may be off by a rung."""
+        found = [self.planned(rung) for rung in range(min(LOWEST, len(self.ladder)))]
+        return sorted(found, key=lambda planned: planned.step.peak)
 
     def planned(self, rung: int) -> Planned:
         """The plan for one size of the ladder."""
@@ -110,6 +126,11 @@ class StepPlanner:
         started = time.perf_counter()
         combination = fit(options, size)
         assert combination is not None
+        known = self._by_choice.get(combination.chosen)
+        if known is not None:
+            self.plan_seconds += time.perf_counter() - started
+            self._planned[rung] = known
+            return known
         parts = options.chosen(combination)
         recomputed = options.recompute(parts)
         halves = _divide(self.joint, self.facts, recomputed, self.static)
@@ -120,7 +141,7 @@ class StepPlanner:
         self.trials += 1
         saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
         found = Planned(size, combination, parts, saved, halves, step)
-        self._planned[rung] = found
+        self._planned[rung] = self._by_choice[combination.chosen] = found
         return found
 
 

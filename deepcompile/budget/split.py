@@ -27,7 +27,7 @@ from ..codegen.steps import (
     TensorRef,
     touched,
 )
-from ..codegen.timeline import Timeline, timeline
+from ..codegen.timeline import Span, Timeline, timeline
 from ..cost.rates import Rates
 from ..errors import MemoryBudgetError
 from ..options import format_size, parse_size
@@ -131,7 +131,7 @@ class BudgetedSplit:
             report.trial_seconds += planner.trial_seconds
             report.trials += planner.trials
             if report.planned is None:
-                raise self._refusal(planner.planned(0), report.pinned)
+                raise self._refusal(planner.lowest_rungs[0], report.pinned)
             report.step = report.planned.step
             report.peak = report.step.peak + report.pinned.total
             report.decisions = decisions(
@@ -168,24 +168,56 @@ class BudgetedSplit:
             for node in facts.outputs[: facts.forward_outputs]
             if isinstance(node, Node) and facts.base(node).op != "placeholder"
         }
-        first, labels = self._timeline(forward, "forward", (), follow_lifetimes)
-        second, more = self._timeline(backward, "backward", tuple(returned), follow_lifetimes)
+        storages = {
+            node.name: (facts.base(node).name, facts.nbytes(node)) for node in facts.forward
+        }
+        first, labels = self._timeline(forward, "forward", (), follow_lifetimes, storages)
+        second, more = self._timeline(
+            backward, "backward", tuple(returned), follow_lifetimes, storages
+        )
         return StepTimeline(first, second, sum(returned.values()), labels, more)
 
     def _timeline(
-        self, graph: GraphModule, kind: str, held: Sequence[str], follow_lifetimes: bool
+        self,
+        graph: GraphModule,
+        kind: str,
+        held: Sequence[str],
+        follow_lifetimes: bool,
+        storages: Mapping[str, tuple[str, int]],
     ) -> tuple[Timeline, dict[int, str]]:
         spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
             number
             for number, name in enumerate(names)
-            if name.startswith("primals") or name in held
+            if name.startswith("primals") or storages.get(name, (name, 0))[0] in held
         }
         found = timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
         hosted = _hosted(spec, names)
-        spans = tuple(span for span in found.spans if span.slot not in hosted)
-        return replace(found, spans=spans), _labels(spec, names)
+        labels = _labels(spec, names)
+        spans = [span for span in found.spans if span.slot not in hosted]
+        return replace(found, spans=_by_storage(spans, labels, storages)), labels
+
+
+def _by_storage(
+    spans: Sequence[Span], labels: Mapping[int, str], storages: Mapping[str, tuple[str, int]]
+) -> tuple[Span, ...]:
+    """Inputs that are views of one storage as one: it is there until the last of them goes."""
+    found: list[Span] = []
+    together: dict[str, int] = {}
+    for span in spans:
+        storage = storages.get(labels.get(span.slot, "")) if span.role == "input" else None
+        if storage is None:
+            found.append(span)
+            continue
+        base, nbytes = storage
+        if base not in together:
+            together[base] = len(found)
+            found.append(replace(span, nbytes=nbytes))
+            continue
+        known = found[together[base]]
+        found[together[base]] = replace(known, last=max(known.last, span.last))
+    return tuple(found)
 
 
 def _labels(spec: ProgramSpec, names: Sequence[str]) -> dict[int, str]:

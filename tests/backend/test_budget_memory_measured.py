@@ -100,22 +100,10 @@ def test_layers_of_attention() -> None:
     check_measured(module, lambda: module(x).square().mean(), 0.0)
 
 
-FUSED = ("gpt16", "vit")
-"""Models with one product for queries, keys and values; the smallest plan saves its result once."""
-
-SHARED = pytest.mark.xfail(
-    strict=True, reason="three views that backward gets of one storage are counted three times"
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "part"),
-    [
-        pytest.param(name, part, marks=SHARED if name in FUSED and part != 0.0 else ())
-        for name in NAMES
-        for part in (0.0, 0.5, None)
-    ],
+    [(name, part) for name in NAMES for part in (0.0, 0.5, None)],
 )
 def test_models(name: str, part: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES[name], "small", MEDIUM[name])
@@ -124,7 +112,6 @@ def test_models(name: str, part: float | None, monkeypatch: pytest.MonkeyPatch) 
     check_measured(model.module, loss, part, MORE.get(name, 0.05))
 
 
-@SHARED
 def test_views_of_one_storage_that_backward_gets_count_once() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -102,9 +102,6 @@ def test_the_highest_rung_is_found_where_estimates_are_off_by_as_much(off: int) 
         assert planned.rung == rung
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the way down skips rungs that fit, by how much the one above is off"
-)
 def test_more_room_is_never_slower() -> None:
     # A real course: programs of plans for growing sizes do not need ever more.
     planner = Rungs([100, 130, 110, 120, 170, 130, 140, 210, 150, 190, 180, 240, 200, 250])
@@ -112,9 +109,6 @@ def test_more_room_is_never_slower() -> None:
     assert rungs == sorted(rungs)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the plan with the smallest estimate is taken for the smallest"
-)
 def test_no_plan_needs_less_than_the_one_a_refusal_names() -> None:
     planner = planner_of("llama")
     least = planner.planned(0).step.peak

@@ -110,7 +110,9 @@ def test_rows_of_zeros_and_of_nan_come_back_as_they_were() -> None:
     model, x = Residual(), torch.randn(512, 64)
     x[0] = 0.0
     expected, _ = step(model, x)
-    found, report = step(model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0)
+    found, report = step(
+        model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0
+    )
     assert report is not None
     assert all(bool(tensor.isfinite().all()) for tensor in found)
     assert relative_error(found, expected) < 0.05

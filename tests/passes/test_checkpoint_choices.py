@@ -131,7 +131,6 @@ def test_every_set_is_enough_and_sets_shrink(joint: Joint) -> None:
             check_set(layer, kept)
 
 
-@pytest.mark.xfail(strict=True, reason="the solver stops within a gap, whatever the bytes by then")
 def test_no_set_has_more_bytes_than_one_before_it() -> None:
     for layer, sets in sets_of(CASES["batch norm"]()):
         sizes = sizes_of(layer, sets)

@@ -120,7 +120,7 @@ def keep_sets(layer: Layer) -> list[frozenset[int]]:
             found.append(kept)
     if lean not in found:
         found.append(lean)
-    return found
+    return sorted(found, key=lambda kept: -_bytes(layer, kept))
 
 
 def _bytes(layer: Layer, kept: frozenset[int]) -> int:
@@ -176,13 +176,17 @@ def _solver(layer: Layer):  # type: ignore[no-untyped-def]
             objective = sizes + 1e-6 * quick
         elif limit is not None:
             constraints.append(LinearConstraint(sizes[None, :], -np.inf, limit / unit_b + 1e-9))
-        result = milp(
-            objective,
-            constraints=constraints,
-            bounds=Bounds(low, high),
-            integrality=np.ones(2 * count),
-            options={"mip_rel_gap": GAP, "node_limit": NODE_LIMIT},
-        )
+        result = milp(objective, constraints=constraints, bounds=Bounds(low, high))
+        if result.x is None:
+            return None
+        if np.abs(result.x - np.round(result.x)).max(initial=0.0) > 1e-6:
+            result = milp(
+                objective,
+                constraints=constraints,
+                bounds=Bounds(low, high),
+                integrality=np.ones(2 * count),
+                options={"mip_rel_gap": GAP, "node_limit": NODE_LIMIT},
+            )
         if result.x is None:
             return None
         return frozenset(at for at in range(count) if result.x[count + at] > 0.5)
