@@ -31,6 +31,7 @@ from benchmarks.memory_modules import GPT, TextSizes
 from benchmarks.memory_steps import TrainingStep, training_step
 from benchmarks.torch_budget import matmul_flops, redrawn, split_with_budget
 from deepcompile.backend import recording
+from deepcompile.budget.planner import Planned
 
 BUDGETS = 20
 TIME_LIMIT = 1.05
@@ -124,7 +125,7 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
         planned = planner.within(room)
         if planned is None:
             continue
-        seconds = planned.combination.seconds
+        seconds = _seconds(planned)
         bound = step.bound(room)
         flops = matmul_flops(planned.halves[1])
         rows.append(
@@ -134,17 +135,14 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
     step_ratio = max((whole + row.seconds) / (whole + row.bound) for row in rows)
     told = [row.seconds / row.bound for row in rows if row.bound > _NOTHING * whole]
     working, cut = step.floor(leanest)
-    lowest = min(planner.planned(rung).step.peak for rung in planner_rungs(step))
+    known = known_plans(step)
     found.measure(f"{name}: peak without a budget", high, "bytes")
     found.measure(f"{name}: lowest peak", low, "bytes")
     found.measure(f"{name}: largest working set", working, "bytes")
     found.measure(f"{name}: recomputation / bound, worst", max(told, default=1.0), "x")
     found.measure(
         f"{name}: peak / estimate before fusion, worst",
-        max(
-            planner.planned(rung).step.peak / planner.planned(rung).combination.peak
-            for rung in planner_rungs(step)
-        ),
+        max(planned.step.peak / planned.combination.peak for planned in known),
         "x",
     )
     found.measure(f"{name}: seconds a trial", planner.trial_seconds / planner.trials, "s")
@@ -163,6 +161,17 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
             "<=",
             0,
         ),
+        Check(
+            f"{name}: budgets for which a quicker plan is known",
+            sum(
+                any(
+                    other.step.peak <= row.room and _seconds(other) < row.seconds for other in known
+                )
+                for row in rows
+            ),
+            "<=",
+            0,
+        ),
         Check(f"{name}: step / bound by the cost model, worst", step_ratio, "<=", TIME_LIMIT),
         Check(f"{name}: lowest peak / largest working set", low / working, "<=", FLOOR_LIMIT),
     ]
@@ -174,7 +183,7 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
         "pinned": step.pinned.total,
         "step_seconds": whole,
         "smallest_cut": cut,
-        "lowest_peak_of_all_plans": lowest,
+        "lowest_peak_of_all_plans": min(planned.step.peak for planned in known),
         "plans": [
             {
                 "size": planned.size,
@@ -182,9 +191,9 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
                 "forward": planned.step.forward.peak,
                 "backward": planned.step.backward.peak,
                 "peak": planned.step.peak,
-                "seconds": planned.combination.seconds,
+                "seconds": _seconds(planned),
             }
-            for planned in map(planner.planned, planner_rungs(step))
+            for planned in known
         ],
     }
     found.notes += [f"{name}: budget, peak (MB); recomputation, bound (ms); backward GFLOPs"]
@@ -195,9 +204,13 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
     ]
 
 
-def planner_rungs(step: TrainingStep) -> list[int]:
-    """Of the sizes of the planner's ladder, those with a plan so far."""
-    return sorted(step.planner._planned)
+def known_plans(step: TrainingStep) -> list[Planned]:
+    """All that the planner has made so far, from the leanest on."""
+    return [planned for _, planned in sorted(step.planner._planned.items())]
+
+
+def _seconds(planned: Planned) -> float:
+    return planned.combination.seconds
 
 
 def _frontier(name: str, step: TrainingStep, points: int, stride: int, found: Found) -> None:
