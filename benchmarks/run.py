@@ -29,6 +29,7 @@ SUITES = (
     "launch",
     "optimizer",
     "step",
+    "memory",
     "accuracy",
 )
 
