@@ -19,9 +19,9 @@ from ..passes.checkpoints.place import Options, Part, fit, highest, lowest, opti
 from .step import StepTimeline
 
 Halves = tuple[GraphModule, GraphModule]
-RUNGS = 64
+RUNGS = 96
 """Sizes that plans are made for, between the least and the most that a step can use."""
-LOWEST = 4
+LOWEST = 8
 """Of them, how many are tried for the least that a step needs."""
 
 
@@ -90,25 +90,32 @@ class StepPlanner:
 
     @cached_property
     def expected(self) -> list[float]:
-        """Bytes that programs will hold, by rung, given what those of the lowest and highest do."""
-        sizes = self.ladder
-        errors = [self.planned(rung).step.peak - sizes[rung] for rung in (0, len(sizes) - 1)]
-        span = max(sizes[-1] - sizes[0], 1)
-        slope = (errors[1] - errors[0]) / span
-        return [size + errors[0] + slope * (size - sizes[0]) for size in sizes]
+        """Bytes that programs will hold, by rung, given what those of the middle one do."""
+        middle = len(self.ladder) // 2
+        error = self.planned(middle).step.peak / max(self.ladder[middle], 1)
+        return [size * error for size in self.ladder]
 
     def within(self, room: int) -> Planned | None:
         """The quickest plan whose programs hold at most `room` bytes beside what is pinned.
 
-        Rungs are tried one by one from where the room would be by what is expected: where a
-        smaller room ends is on the way of a larger one, so that more room is never slower.
+        Rungs are tried one by one, upwards or downwards, from where the room would be by what is
+        expected: where a smaller room ends is on the way of a larger one, so that more room is
+        never slower.
         """
-        start = bisect.bisect_right(self.expected, room)
-        for rung in range(min(start, len(self.ladder) - 1), -1, -1):
-            planned = self.planned(rung)
-            if planned.step.peak <= room:
-                return planned
+        last = len(self.ladder) - 1
+        rung = min(bisect.bisect_right(self.expected, room), last)
+        if self._fits(rung, room):
+            while rung < last and self._fits(rung + 1, room):
+                rung += 1
+            return self.planned(rung)
+        while rung:
+            rung -= 1
+            if self._fits(rung, room):
+                return self.planned(rung)
         return next((p for p in self.lowest_rungs if p.step.peak <= room), None)
+
+    def _fits(self, rung: int, room: int) -> bool:
+        return self.planned(rung).step.peak <= room
 
     @property
     def lowest_rungs(self) -> list[Planned]:

@@ -27,6 +27,7 @@ from torch._functorch.partitioners import (
 )
 from torch._guards import CompileContext, TracingContext
 from torch.fx import GraphModule, Node
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
 
 __all__ = [
@@ -96,24 +97,32 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
-    forward, backward = _extract_fwd_bwd_modules(
-        joint,
-        list(saved),
-        saved_sym_nodes=list(symbols),
-        num_fwd_outputs=num_fwd_outputs,
-        static_lifetime_input_nodes=static,
-    )
-    forward, backward = raise_getitems(forward), raise_getitems(backward)
-    return (
-        thread_graphsafe_rng_from_hops(forward, is_backward=False),
-        thread_graphsafe_rng_from_hops(backward, is_backward=True),
-    )
+    with _use_lazy_graph_module(True):  # nobody calls them: passes read their graphs
+        forward, backward = _extract_fwd_bwd_modules(
+            joint,
+            list(saved),
+            saved_sym_nodes=list(symbols),
+            num_fwd_outputs=num_fwd_outputs,
+            static_lifetime_input_nodes=static,
+        )
+        for half in (forward, backward):
+            half.graph.eliminate_dead_code(is_impure_node=_must_stay)
+        forward, backward = raise_getitems(forward), raise_getitems(backward)
+        return (
+            thread_graphsafe_rng_from_hops(forward, is_backward=False),
+            thread_graphsafe_rng_from_hops(backward, is_backward=True),
+        )
 
 
 def current_frame() -> int | None:
     """A number for the code that Dynamo compiles now; each version of it has the same."""
     compile_id = CompileContext.current_compile_id()
     return None if compile_id is None else compile_id.frame_id
+
+
+def _must_stay(node: Node) -> bool:
+    """Whether a node that nobody reads does something; drawing random numbers is nothing."""
+    return node.op in ("placeholder", "output") or node.is_impure(impure_random=False)
 
 
 def static_input_indices() -> tuple[int, ...]:

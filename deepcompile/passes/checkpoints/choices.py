@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .joint import Joint, is_fusible, is_symbol, must_recompute
+from .joint import Joint, is_symbol, must_recompute
 from .segments import Segments
 
 LEVELS = 12
@@ -82,10 +82,12 @@ def price_of(joint: Joint, node: Node) -> float:
     """Seconds of computing a node again, given all that it reads."""
     if joint.is_view(node):
         return 0.0
-    if not is_fusible(node):
+    if not joint.is_fusible(node):
         return joint.seconds(node)
     whole = joint.nbytes(node) / joint.rates.bandwidth
-    read = any(not is_fusible(user) and user.op == "call_function" for user in _users(joint, node))
+    read = any(
+        not joint.is_fusible(user) and user.op == "call_function" for user in _users(joint, node)
+    )
     return whole if read else _ON_THE_WAY * whole
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from .joint import Joint, is_symbol
+from .joint import Joint
 from .live import Walk
 from .segments import Segments
 
@@ -103,7 +103,7 @@ def recompute(
         if node.op != "call_function":
             found.inputs[node] = None
             return node
-        if is_symbol(node):
+        if joint.is_symbol(node):
             found.inputs[node] = None
             return node
         if node in keep or _is_never_repeated(joint, node):

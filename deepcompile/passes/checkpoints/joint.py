@@ -58,6 +58,11 @@ class Joint:
     extra: set[Node] = field(default_factory=set)
     bit_exact: bool = False
     _bases: dict[Node, Node] = field(default_factory=dict)
+    _nbytes: dict[Node, int] = field(default_factory=dict)
+    _seconds: dict[Node, float] = field(default_factory=dict)
+    _fusible: dict[Node, bool] = field(default_factory=dict)
+    _symbols: dict[Node, bool] = field(default_factory=dict)
+    _why_kept: dict[Node, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         gradients: set[Node] = set()
@@ -116,13 +121,33 @@ class Joint:
 
     def nbytes(self, node: Node) -> int:
         """Bytes of the storage of `node`; 0 of what is no tensor."""
-        return bytes_of(self.base(node))
+        found = self._nbytes.get(node)
+        if found is None:
+            found = self._nbytes[node] = bytes_of(self.base(node))
+        return found
+
+    def is_fusible(self, node: Node) -> bool:
+        """Whether kernels of ours compute it, so that it may never be in memory."""
+        found = self._fusible.get(node)
+        if found is None:
+            found = self._fusible[node] = is_fusible(node)
+        return found
 
     def why_kept(self, node: Node) -> str | None:
         """Why a forward node is never computed again, if that is so."""
-        if self.bit_exact and getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
-            return "another kernel might add in another order"
-        return why_kept(node)
+        if node not in self._why_kept:
+            reason = why_kept(node)
+            if self.bit_exact and getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
+                reason = "another kernel might add in another order"
+            self._why_kept[node] = reason
+        return self._why_kept[node]
+
+    def is_symbol(self, node: Node) -> bool:
+        """Whether it is a size rather than a tensor."""
+        found = self._symbols.get(node)
+        if found is None:
+            found = self._symbols[node] = is_symbol(node)
+        return found
 
     def is_view(self, node: Node) -> bool:
         """Whether it costs nothing: it only looks at memory that another node made."""
@@ -130,6 +155,12 @@ class Joint:
 
     def seconds(self, node: Node) -> float:
         """What computing it once takes by itself, with all it reads and writes in memory."""
+        found = self._seconds.get(node)
+        if found is None:
+            found = self._seconds[node] = self._alone(node)
+        return found
+
+    def _alone(self, node: Node) -> float:
         if self.is_view(node) or node.target is operator.getitem or node.op != "call_function":
             return 0.0
         if node.target in (OFFLOAD, RELOAD):

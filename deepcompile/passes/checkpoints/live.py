@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from .joint import Joint, is_fusible, is_symbol
+from .joint import Joint
 
 
 @dataclass
@@ -76,7 +76,7 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
     seconds = [0.0] * count
     for entry, sources in reads.items():
         node = walk.origin[entry]
-        if is_fusible(node):
+        if joint.is_fusible(node):
             moved = joint.nbytes(node)
             for source in sources:
                 moved += joint.nbytes(walk.origin.get(source, source))  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def _written(joint: Joint, walk: Walk) -> set[object]:
         deepest = 0
         for source in walk.sources[entry]:
             if source in depth:
-                past = not is_fusible(walk.origin[source])
+                past = not joint.is_fusible(walk.origin[source])
                 deepest = max(deepest, depth[source] + past)
         depth[entry] = deepest
     users: dict[object, list[object]] = {}
@@ -111,11 +111,11 @@ def _written(joint: Joint, walk: Walk) -> set[object]:
             if joint.is_view(other) and joint.base(other) is joint.base(node):
                 read |= through.get(user, False) or depth[user] > depth[entry]
             else:
-                read |= not is_fusible(other) or depth[user] > depth[entry]
+                read |= not joint.is_fusible(other) or depth[user] > depth[entry]
         through[entry] = read
-        if is_symbol(node) or joint.is_view(node) or not joint.nbytes(node):
+        if joint.is_symbol(node) or joint.is_view(node) or not joint.nbytes(node):
             continue
-        if read or not is_fusible(node):
+        if read or not joint.is_fusible(node):
             found.add(entry)
     return found
 
@@ -134,7 +134,7 @@ def _reads_through(
             else:
                 reads |= seen[source]
         seen[entry] = frozenset(reads)
-        if entry in written or entry in walk.outputs or not is_fusible(walk.origin[entry]):
+        if entry in written or entry in walk.outputs or not joint.is_fusible(walk.origin[entry]):
             found[entry] = seen[entry]
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from .joint import Joint, is_fusible, is_symbol
+from .joint import Joint, is_symbol
 
 _CHEAP_NODES = 24
 _SMALL = 256  # a tensor so many times smaller than the largest does not hinder a cut
@@ -78,7 +78,7 @@ def _cheap(joint: Joint) -> set[Node]:
         if is_symbol(node):
             size[node] = 0
             continue
-        if not is_fusible(node) or joint.why_kept(node) is not None:
+        if not joint.is_fusible(node) or joint.why_kept(node) is not None:
             continue
         total = 1
         for source in node.all_input_nodes:
@@ -105,7 +105,7 @@ def _atoms(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> list[list[N
     heavy = False
     for number, node in enumerate(order):
         atoms[-1].append(node)
-        heavy |= not is_fusible(node) and not joint.is_view(node)
+        heavy |= not joint.is_fusible(node) and not joint.is_view(node)
         base = joint.base(node)
         if base in last and base not in live and base.op == "call_function":
             live[base] = last[base]
