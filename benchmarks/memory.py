@@ -178,8 +178,8 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
     found.details[f"{name}: budgets"] = {
         "rows": [asdict(row) for row in rows],
         "nodes": len(step.joint.graph.nodes),
-        "kinds": step.planner.options.segments.kind,
-        "choices": [len(choices) for choices in step.planner.options.layers],
+        "kinds": [options.segments.kind for options in step.planner.options],
+        "choices": [len(choices) for choices in step.planner.options[0].layers],
         "pinned": step.pinned.total,
         "step_seconds": whole,
         "smallest_cut": cut,

@@ -71,7 +71,7 @@ class TrainingStep:
     @cached_property
     def full_seconds(self) -> float:
         """A step by the cost model when all that helps is kept."""
-        options = self.planner.options
+        options = self.planner.options[0]
         backward = options.recompute([parts[0] for parts in options.parts])
         walks = forward_live(self.facts, backward.saved), backward_live(self.facts, backward)
         return sum(sum(walk.seconds) for walk in walks)
@@ -83,7 +83,9 @@ class TrainingStep:
 
     def bound(self, room: int) -> float | None:
         """Seconds of recomputation that no combination of the choices undercuts within `room`."""
-        return relaxed(self.planner.options.layers, room)
+        found = [relaxed(options.layers, room) for options in self.planner.options]
+        known = [bound for bound in found if bound is not None]
+        return min(known, default=None)
 
     def floor(self, planned: Planned) -> tuple[int, int]:
         """What no plan avoids: the largest working set of a step, and the smallest cut.
@@ -99,7 +101,7 @@ class TrainingStep:
             largest_working_set(forward, step.forward, outputs_stay=False),
             largest_working_set(backward, step.backward, outputs_stay=True) + step.held,
         )
-        segments = self.planner.options.segments
+        segments = self.planner.options[0].segments
         cuts = [
             sum(
                 self.facts.nbytes(node)

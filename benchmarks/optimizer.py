@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.optim import AdamW
 
 from benchmarks._measure import (
@@ -147,6 +148,8 @@ def _time_compiles(
         for part, values in parts.items():
             label = f"{name}: {part}/{backend}"
             measurements.append(Measurement(label, statistics.median(values), "s", tuple(values)))
+        reading = statistics.median(run["reading"] for run in runs)
+        measurements.append(Measurement(f"{name}: reading the graph once/{backend}", reading, "s"))
         sizes = [run["source_bytes"] for run in runs]
         measurements.append(Measurement(f"{name}: C++ source/{backend}", sizes[0], "bytes"))
     checks = []
@@ -189,12 +192,29 @@ def _measure_here(count: int, backend: str) -> dict[str, float]:
         total = time.perf_counter() - started
     (graph,) = record.graphs
     assert graph.code is not None
+    assert graph.source is not None
     return {
         "total": total,
         "own": sum(graph.seconds.values()),
         "source_bytes": float(len(graph.code.source)),
+        "nodes": float(len(graph.source.graph.nodes)),
+        "reading": _seconds_of_reading(graph.source),
         **graph.seconds,
     }
+
+
+def _seconds_of_reading(module: GraphModule) -> float:
+    """What looking once at each node takes: at its operator, its arguments and its shape.
+
+    No compiler can take less, so it says how far own time can stay the same for larger graphs.
+    """
+    started = time.perf_counter()
+    seen = {
+        (node.target, len(node.all_input_nodes), getattr(node.meta.get("val"), "shape", None))
+        for node in module.graph.nodes
+    }
+    assert seen
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..passes.checkpoints.combine import Combination
 from ..passes.checkpoints.emit import Recompute, written_out
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
-from ..passes.checkpoints.place import Options, Part, fit, highest, lowest, options_of
+from ..passes.checkpoints.place import Options, Part, alternatives, fit, highest, lowest
 from .step import StepTimeline
 
 Halves = tuple[GraphModule, GraphModule]
@@ -31,6 +31,7 @@ class Planned:
 
     Attributes:
         size: bytes it was made for, beside what is pinned.
+        options: what could have been chosen.
         combination: what was chosen for each part of the model.
         parts: the same as sets of tensors.
         saved: tensors that forward keeps for backward, and their bytes.
@@ -39,6 +40,7 @@ class Planned:
     """
 
     size: int
+    options: Options
     combination: Combination
     parts: list[Part]
     saved: dict[Node, int]
@@ -70,20 +72,20 @@ class StepPlanner:
         self.trials = 0
         self._simulate = simulate
         self._planned: dict[int, Planned] = {}
-        self._by_choice: dict[tuple[tuple[int, int], ...], Planned] = {}
+        self._by_choice: dict[object, Planned] = {}
 
     @cached_property
-    def options(self) -> Options:
-        """What each part of the model can keep."""
+    def options(self) -> list[Options]:
+        """What each part of the model can keep, for each way to cut it into parts."""
         started = time.perf_counter()
-        found = options_of(self.facts, self.forms)
+        found = alternatives(self.facts, self.forms)
         self.plan_seconds += time.perf_counter() - started
         return found
 
     @cached_property
     def ladder(self) -> list[int]:
         """Sizes in bytes, growing: from what the leanest plan needs to what the quickest does."""
-        least, _ = lowest(self.options)
+        least = lowest(self.options)
         most = highest(self.options)
         ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
         return sorted({least, most, *(int(least * ratio**rung) for rung in range(1, RUNGS))})
@@ -129,11 +131,10 @@ class StepPlanner:
         if found is not None:
             return found
         size = self.ladder[rung]
-        options = self.options
         started = time.perf_counter()
-        combination = fit(options, size)
-        assert combination is not None
-        known = self._by_choice.get(combination.chosen)
+        options, combination = fit(self.options, size)
+        choice = self.options.index(options), combination.chosen
+        known = self._by_choice.get(choice)
         if known is not None:
             self.plan_seconds += time.perf_counter() - started
             self._planned[rung] = known
@@ -147,8 +148,8 @@ class StepPlanner:
         self.trial_seconds += time.perf_counter() - started
         self.trials += 1
         saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
-        found = Planned(size, combination, parts, saved, halves, step)
-        self._planned[rung] = self._by_choice[combination.chosen] = found
+        found = Planned(size, options, combination, parts, saved, halves, step)
+        self._planned[rung] = self._by_choice[choice] = found
         return found
 
 

@@ -135,7 +135,7 @@ class BudgetedSplit:
             report.step = report.planned.step
             report.peak = report.step.peak + report.pinned.total
             report.decisions = decisions(
-                planner.options, report.planned.saved, report.planned.parts
+                report.planned.options, report.planned.saved, report.planned.parts
             )
             halves = report.planned.halves
         self.decided(report)

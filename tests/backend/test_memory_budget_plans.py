@@ -16,8 +16,9 @@ from deepcompile.budget.planner import StepPlanner
 from deepcompile.budget.split import BudgetedSplit
 from deepcompile.cost.rates import rates_of
 from deepcompile.options import Options
-from deepcompile.passes.checkpoints.combine import combine, peak_of
+from deepcompile.passes.checkpoints.combine import peak_of
 from deepcompile.passes.checkpoints.joint import Joint
+from deepcompile.passes.checkpoints.place import fit
 
 BUDGETS = 20
 
@@ -48,7 +49,7 @@ def test_plans_fit_their_budgets(name: str) -> None:
         assert planned is not None
         assert planned.step.peak <= room
         combination = planned.combination
-        assert combination.peak == peak_of(planner.options.layers, combination.chosen)
+        assert combination.peak == peak_of(planned.options.layers, combination.chosen)
         assert combination.peak <= planned.size
         assert combination.bound is not None
         assert combination.bound <= combination.seconds
@@ -63,12 +64,11 @@ def test_plans_fit_their_budgets(name: str) -> None:
 )
 def test_more_room_by_estimate_is_never_slower(name: str) -> None:
     planner = planner_of(name)
-    found = [combine(planner.options.layers, size) for size in planner.ladder]
-    seconds = [combination.seconds for combination in found if combination is not None]
-    assert len(seconds) == len(found)
+    seconds = [fit(planner.options, size)[1].seconds for size in planner.ladder]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] == 0.0
-    assert combine(planner.options.layers, planner.ladder[0] - 1) is None
+    with pytest.raises(ValueError, match="empty"):
+        fit(planner.options, planner.ladder[0] - 1)
 
 
 class Rungs(StepPlanner):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import (
 from deepcompile.passes.checkpoints.choices import Layer, keep_sets, layer_of
 from deepcompile.passes.checkpoints.emit import Recompute
 from deepcompile.passes.checkpoints.joint import Joint, is_symbol, must_recompute, why_kept
-from deepcompile.passes.checkpoints.place import Options, Part, options_of
+from deepcompile.passes.checkpoints.place import Options, Part, alternatives
 from deepcompile.passes.checkpoints.segments import segment
 from tests.passes.checkpoint_graphs import joint_of
 
@@ -181,7 +181,7 @@ def test_plans_of_all_sorts_run_nothing_fixed_twice(
 ) -> None:
     if not scipy:
         monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    options = options_of(joint)
+    options = alternatives(joint)[0]
     longest = 0
     for parts in plans(options):
         assert [part.start for part in parts[1:]] == [part.end for part in parts[:-1]]
@@ -200,7 +200,7 @@ def test_reasons_to_keep() -> None:
 
 def test_what_a_policy_saves_is_saved_by_every_plan() -> None:
     joint = CASES["saved by a policy"]()
-    options = options_of(joint)
+    options = alternatives(joint)[0]
     for parts in plans(options):
         saved = options.recompute(parts).saved
         for node in joint.needed:
@@ -212,7 +212,7 @@ def test_what_a_policy_saves_is_saved_by_every_plan() -> None:
 
 def test_a_region_is_computed_again_by_every_plan() -> None:
     joint = CASES["a region"]()
-    options = options_of(joint)
+    options = alternatives(joint)[0]
     marked = [node for node in joint.forward if must_recompute(node)]
     assert marked
     for parts in plans(options):

@@ -36,7 +36,7 @@ class Part:
     instead: Mapping[Node, Node] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Options:
     """What each part of a model can keep, and what that costs in bytes and seconds.
 
@@ -77,11 +77,8 @@ class Options:
         return [self.parts[start][number] for start, number in combination.chosen]
 
 
-def options_of(joint: Joint, allowed: Sequence[Form] = ()) -> Options:
-    """Choices for every part of a joint graph; equal segments are solved once.
-
-    What a choice costs is simulated in its place: all segments take their choice of one number, so
-    a dozen simulations of the whole graph give the figures of all segments.
+def alternatives(joint: Joint, allowed: Sequence[Form] = ()) -> list[Options]:
+    """Choices for a joint graph cut into layers, and into parts of as much work if none repeats.
 
     Args:
         joint: the graph; forms of its tensors are written into it, where nothing reads them.
@@ -89,6 +86,20 @@ def options_of(joint: Joint, allowed: Sequence[Form] = ()) -> Options:
     """
     forms = add_forms(joint, allowed)
     segments = segment(joint)
+    found = [options_of(joint, segments, forms, allowed)]
+    if not segments.repeats:
+        found.append(options_of(joint, segment(joint, balanced=True), forms, allowed))
+    return found
+
+
+def options_of(
+    joint: Joint, segments: Segments, forms: Forms, allowed: Sequence[Form] = ()
+) -> Options:
+    """Choices for every part of a joint graph; equal segments are solved once.
+
+    What a choice costs is simulated in its place: all segments take their choice of one number, so
+    a dozen simulations of the whole graph give the figures of all segments.
+    """
     found = Options(joint, segments, backward_segments(joint, segments), forms)
     found.parts = [[] for _ in range(segments.count)]
     found.layers = [[] for _ in range(segments.count)]
@@ -121,7 +132,7 @@ def options_of(joint: Joint, allowed: Sequence[Form] = ()) -> Options:
 
 
 def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
-    """Choices for groups of `size` equal segments that keep only what goes into the first."""
+    """Choices for groups of `size` segments that keep only what goes into the first."""
     segments = options.segments
     leanest = [
         min(parts, key=lambda part: sum(options.joint.nbytes(n) for n in part.keep))
@@ -130,7 +141,8 @@ def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
         )
     ]
     groups: list[Part] = []
-    for start, end in _runs(segments.kind):
+    runs = _runs(segments.kind) if segments.repeats else [(0, segments.count)]
+    for start, end in runs:
         for at in range(start, end - size + 1, size):
             last = at + size - 1
             # What the last one hands on belongs to the next part, and is kept.
@@ -260,16 +272,28 @@ def _most(homes: Sequence[int], live: Live, before: Sequence[int]) -> list[int]:
     return found
 
 
-def fit(options: Options, budget: int) -> Combination | None:
-    """The quickest combination within `budget` bytes beside the inputs of the step."""
-    return combine(options.layers, budget)
+def fit(alternatives: Sequence[Options], budget: int) -> tuple[Options, Combination]:
+    """The quickest combination within `budget` bytes beside the inputs of the step.
+
+    Raises ValueError when none fits.
+    """
+    found = [(options, combine(options.layers, budget)) for options in alternatives]
+    fitting = [(options, combination) for options, combination in found if combination]
+    options, best = min(fitting, key=lambda pair: pair[1].seconds)
+    bounds = [combination.bound for _, combination in fitting]
+    if any(bound is None for bound in bounds):
+        return options, best
+    return options, replace(best, bound=min(bound for bound in bounds if bound is not None))
 
 
-def lowest(options: Options) -> tuple[int, int]:
-    """The smallest budget that fits, and the segment that pins it."""
-    return smallest_peak(options.layers)
+def lowest(alternatives: Sequence[Options]) -> int:
+    """The smallest budget that fits."""
+    return min(smallest_peak(options.layers)[0] for options in alternatives)
 
 
-def highest(options: Options) -> int:
+def highest(alternatives: Sequence[Options]) -> int:
     """What is needed when everything that helps is kept."""
-    return peak_of(options.layers, [(number, 0) for number in range(len(options.layers))])
+    return min(
+        peak_of(options.layers, [(number, 0) for number in range(len(options.layers))])
+        for options in alternatives
+    )

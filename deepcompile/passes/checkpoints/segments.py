@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch.fx import Node
 
@@ -34,13 +35,28 @@ class Segments:
     kind: list[int] = field(default_factory=list)
     members: list[list[Node]] = field(default_factory=list)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether most nodes are in segments that are the same as another."""
+        weight = {True: 0, False: 0}
+        for kind, members in zip(self.kind, self.members, strict=True):
+            weight[self.kind.count(kind) > 1] += len(members)
+        return weight[True] >= weight[False]
 
-def segment(joint: Joint) -> Segments:
-    """Cut forward where one tensor crosses; layers that repeat become one segment each."""
+
+def segment(joint: Joint, *, balanced: bool = False) -> Segments:
+    """Cut forward where one tensor crosses; layers that repeat become one segment each.
+
+    With `balanced` into parts of as much work, wherever few bytes cross: for models in which no
+    layer repeats, or tensors skip many of them.
+    """
     order = [node for node in joint.forward if node in joint.required and not is_symbol(node)]
     found = Segments(cheap=_cheap(joint))
-    atoms = _atoms(joint, order, found.cheap)
-    groups = _repeating(joint, atoms)
+    crossing = _crossing(joint, order, found.cheap)
+    if balanced:
+        groups = _balanced(order, crossing)
+    else:
+        groups = _repeating(joint, _atoms(order, crossing))
     for number, group in enumerate(groups):
         for node in group:
             found.home[node] = number
@@ -89,8 +105,21 @@ def _cheap(joint: Joint) -> set[Node]:
     return set(size)
 
 
-def _atoms(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> list[list[Node]]:
-    """The shortest parts between places where a single tensor crosses."""
+@dataclass
+class _Crossing:
+    """What later nodes read of earlier ones, behind each node of forward.
+
+    Attributes:
+        count, nbytes: of the tensors, small ones left out.
+        heavy: whether the node is a product, a convolution, attention or the like.
+    """
+
+    count: list[int] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    heavy: list[bool] = field(default_factory=list)
+
+
+def _crossing(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> _Crossing:
     last: dict[Node, int] = {}
     small = max((joint.nbytes(node) for node in order), default=0) // _SMALL
     for number, node in enumerate(order):
@@ -100,20 +129,47 @@ def _atoms(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> list[list[N
                 continue
             if joint.nbytes(base) > small:
                 last[base] = number
-    atoms: list[list[Node]] = [[]]
+    found = _Crossing()
     live: dict[Node, int] = {}
-    heavy = False
     for number, node in enumerate(order):
-        atoms[-1].append(node)
-        heavy |= not joint.is_fusible(node) and not joint.is_view(node)
         base = joint.base(node)
         if base in last and base not in live and base.op == "call_function":
             live[base] = last[base]
         live = {value: end for value, end in live.items() if end > number}
-        if heavy and len(live) <= 1 and number + 1 < len(order):
+        found.count.append(len(live))
+        found.nbytes.append(sum(map(joint.nbytes, live)))
+        found.heavy.append(not joint.is_fusible(node) and not joint.is_view(node))
+    return found
+
+
+def _atoms(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
+    """The shortest parts between places where a single tensor crosses."""
+    atoms: list[list[Node]] = [[]]
+    heavy = False
+    for number, node in enumerate(order):
+        atoms[-1].append(node)
+        heavy |= crossing.heavy[number]
+        if heavy and crossing.count[number] <= 1 and number + 1 < len(order):
             atoms.append([])
             heavy = False
     return _with_heavy_tail(atoms, heavy)
+
+
+def _balanced(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
+    """Parts with about as many products each, cut where the fewest bytes cross."""
+    heavy = [number for number, is_heavy in enumerate(crossing.heavy) if is_heavy]
+    parts = max(1, min(MOST_PARTS, len(heavy) // 2))
+    cuts: list[int] = []
+    for part in range(1, parts):
+        at = part * len(heavy) // parts
+        window = range(heavy[at - 1], heavy[at])
+        cuts.append(min(window, key=lambda number: (crossing.nbytes[number], -number)) + 1)
+    edges = [0, *sorted(set(cuts)), len(order)]
+    return [list(order[start:end]) for start, end in pairwise(edges) if end > start]
+
+
+MOST_PARTS = 12
+"""Into how many segments a model is cut in which no layer repeats."""
 
 
 def _with_heavy_tail(atoms: list[list[Node]], heavy: bool) -> list[list[Node]]:
