@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory_models import build
+from benchmarks.torch_budget import joint_graph
 from deepcompile.budget.report import BudgetReport
+from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.errors import OptionError
 from deepcompile.options import Options
-from deepcompile.passes.checkpoints.forms import ERRORS, allowed_forms
+from deepcompile.passes.checkpoints.forms import ERRORS, Form, allowed_forms
+from deepcompile.passes.checkpoints.joint import Joint
+from deepcompile.passes.checkpoints.place import alternatives, fit, lowest
 from deepcompile.recording import recording
 
 
@@ -133,3 +138,32 @@ def test_forms_by_the_error_that_is_allowed() -> None:
     assert allowed_forms(0.0, True) == ("host",)
     assert allowed_forms(0.002, False) == ("bf16",)
     assert allowed_forms(Options(compress=True).compress, True) == ("bf16", "int8", "host")
+
+
+@pytest.mark.slow
+def test_a_mix_of_forms_is_quicker_than_any_alone() -> None:
+    """At one peak, by the cost model: made again, in fewer bits, on the host, or all of these."""
+    model = build("gpt16")
+    joint, _, kwargs = joint_graph(model.module, model.batch, model.loss)
+    ways: dict[str, tuple[Form, ...]] = {
+        "again": (),
+        "bits": ("bf16", "int8"),
+        "host": ("host",),
+        "mix": ("bf16", "int8", "host"),
+    }
+    options = {}
+    for way, forms in ways.items():
+        facts = Joint(joint.graph, kwargs["num_fwd_outputs"], rates_of_cpu(2))
+        options[way] = alternatives(facts, forms)
+        for node in reversed(joint.graph.nodes):
+            if node in facts.extra:
+                joint.graph.erase_node(node)
+    size = lowest(options["again"])
+    seconds = {way: fit(found, size)[1].seconds for way, found in options.items()}
+    assert seconds["mix"] < 0.5 * min(seconds[way] for way in ("again", "bits", "host"))
+    assert max(seconds["bits"], seconds["host"]) < seconds["again"]
+    chosen, combination = fit(options["mix"], size)
+    forms_used = {
+        form for part in chosen.chosen(combination) for form in chosen.form_of(part).values()
+    }
+    assert len(forms_used) > 1

@@ -121,7 +121,15 @@ def options_of(
         _simulate(found, [parts[min(number, len(parts) - 1)] for parts in found.parts])
         for number in range(most)
     ]
-    least = [min(column[at].seconds for column in columns) for at in range(segments.count)]
+    # The same whatever forms are allowed, so that plans with and without them compare.
+    least = [
+        min(
+            column[at].seconds
+            for column, part in zip(columns, parts, strict=False)
+            if not part.instead
+        )
+        for at, parts in enumerate(found.parts)
+    ]
     for at, parts in enumerate(found.parts):
         for number in range(len(parts)):
             choice = columns[number][at]
