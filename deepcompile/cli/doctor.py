@@ -58,11 +58,13 @@ def _versions() -> list[Finding]:
         Finding("deepcompile", None, f"{deepcompile.__version__} in {Path(__file__).parents[1]}"),
         Finding("python", None, f"{platform.python_version()} on {platform.platform()}"),
     ]
-    for package, needed in (("torch", True), ("triton", False)):
+    without = {"scipy": "; plans for memory_budget are greedy, with no bound"}
+    for package, needed in (("torch", True), ("triton", False), ("scipy", False)):
         try:
             findings.append(Finding(package, True if needed else None, metadata.version(package)))
         except metadata.PackageNotFoundError:
-            findings.append(Finding(package, False if needed else None, "not installed"))
+            lacking = "not installed" + without.get(package, "")
+            findings.append(Finding(package, False if needed else None, lacking))
     return findings
 
 
