@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,28 +119,3 @@ def bind(joint: Joint, plan: MemoryPlan) -> None:
             kept = row.decision == "keep"
             policy = CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.MUST_RECOMPUTE
             node.meta["recompute"] = policy
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A tensor that two plans decide differently; None where one does not have it."""
-
-    tensor: str
-    nbytes: int
-    before: str | None
-    after: str | None
-    origin: str | None
-
-
-def compare_plans(before: MemoryPlan, after: MemoryPlan) -> Iterator[Difference]:
-    """What differs between two plans, the largest tensors first."""
-    rows = [{row.tensor: row for row in plan.tensors} for plan in (before, after)]
-    found = []
-    for name in dict.fromkeys([*rows[0], *rows[1]]):
-        left, right = rows[0].get(name), rows[1].get(name)
-        row = right or left
-        assert row is not None
-        old, new = left.decision if left else None, right.decision if right else None
-        if old != new:
-            found.append(Difference(name, row.nbytes, old, new, row.origin))
-    yield from sorted(found, key=lambda difference: (-difference.nbytes, difference.tensor))

@@ -1,0 +1,134 @@
+"""`deepcompile memory`: what a memory budget decided. Reads files only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from deepcompile.cli.exit import Exit
+from deepcompile.cli.output import json_option, print_json, table
+from deepcompile.cli.runs import DEFAULT_ROOT
+from deepcompile.inspect.memory import PlanRecord, compare, read_plans
+from deepcompile.options import Options, format_size
+
+
+@click.group()
+def memory() -> None:
+    """Read memory plans: what was kept, computed again, compressed or offloaded.
+
+    \b
+    DEEPCOMPILE_RUN_DIR=runs DEEPCOMPILE_MEMORY_BUDGET=6GiB python train.py
+    deepcompile memory show runs
+    """
+
+
+@memory.command()
+@click.argument("run", required=False)
+@click.option("--tensors", default=12, show_default=True, help="How many tensors; 0 for all.")
+@json_option
+def show(run: str | None, tensors: int, as_json: bool) -> None:
+    """The plans of RUN: a run directory, a folder of runs (then its newest) or a plan file."""
+    plans = read_plans(run or Options.resolve().run_dir or DEFAULT_ROOT)
+    if as_json:
+        print_json("memory show", plans=[_document(plan) for plan in plans])
+        return
+    for plan in plans:
+        _print(plan, tensors)
+
+
+@memory.command()
+@click.argument("before")
+@click.argument("after")
+@json_option
+def diff(before: str, after: str, as_json: bool) -> Exit:
+    """What two plans of the same graphs decide differently; exit status 1 where they do."""
+    old = {plan.graph: plan for plan in read_plans(before)}
+    new = {plan.graph: plan for plan in read_plans(after)}
+    both = [graph for graph in old if graph in new]
+    if not both:
+        raise click.UsageError(f"{before} and {after} are for different graphs")
+    found = {graph: compare(old[graph], new[graph]) for graph in both}
+    if as_json:
+        rows = {graph: [asdict(row) for row in differing] for graph, differing in found.items()}
+        print_json("memory diff", differences=rows)
+        return Exit.NO if any(found.values()) else Exit.OK
+    for graph in both:
+        peaks = [format_size(plan[graph].facts["peak"]) for plan in (old, new)]
+        click.echo(f"graph {graph}: predicted peak {peaks[0]} -> {peaks[1]}")
+        lines = [
+            (
+                row.tensor,
+                format_size(row.nbytes),
+                row.before or "-",
+                row.after or "-",
+                row.origin or "",
+            )
+            for row in found[graph]
+        ]
+        if lines:
+            click.echo(table(("TENSOR", "SIZE", "BEFORE", "AFTER", "FROM"), lines))
+    return Exit.NO if any(found.values()) else Exit.OK
+
+
+def _document(plan: PlanRecord) -> dict[str, Any]:
+    return {
+        "file": str(plan.file),
+        "graph": plan.graph,
+        "facts": dict(plan.facts),
+        "tensors": [dict(row) for row in plan.tensors],
+        "timeline": dict(plan.timeline),
+    }
+
+
+def _print(plan: PlanRecord, limit: int) -> None:
+    facts = plan.facts
+    guess = " (assumed)" if facts.get("optimizer_assumed") else ""
+    click.echo(f"{plan.file}  graph {plan.graph}")
+    click.echo(
+        f"  budget {format_size(facts['budget'])}, predicted peak {format_size(facts['peak'])}, "
+        f"without a budget {format_size(facts['unplanned_peak'])}"
+    )
+    click.echo(
+        f"  parameters and inputs {format_size(facts['parameters'])}, "
+        f"optimizer {format_size(facts['optimizer'])}{guess}"
+    )
+    if not plan.tensors:
+        click.echo("  nothing had to be computed again\n")
+        return
+    bound = facts.get("bound_seconds")
+    shown = "no solver" if bound is None else f"{bound * 1e3:.2f} ms"
+    click.echo(
+        f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
+        f"model (bound: {shown})"
+    )
+    for decision, count in Counter(row["decision"] for row in plan.tensors).most_common():
+        click.echo(f"  {decision}: {count} tensors, {format_size(plan.total(decision))}")
+    for half, course in plan.timeline.items():
+        peak, step = max(course["live"]), course["peak_step"]
+        click.echo(
+            f"  {half}: highest at step {step} of {len(course['live']) - 2}, "
+            f"{format_size(peak)} beside what is pinned"
+        )
+        for owner in course["owners"][:3]:
+            click.echo(
+                f"    {format_size(owner['nbytes']):>10}  {owner['role']}  {owner['tensor']}"
+            )
+    rows = sorted(plan.tensors, key=lambda row: -row["nbytes"])
+    lines = [
+        (
+            row["tensor"],
+            format_size(row["nbytes"]),
+            row["decision"] + (f" ({row['form']})" if row.get("form") else ""),
+            f"{row['seconds'] / row['nbytes'] * 1e12:.3g} us/MB",
+            row["origin"] or "",
+            "" if row["why"] == "chosen" else row["why"],
+        )
+        for row in (rows[:limit] if limit else rows)
+    ]
+    click.echo(table(("  TENSOR", "SIZE", "DECISION", "PRICE", "FROM", "WHY"), lines))
+    if limit and len(rows) > limit:
+        click.echo(f"  and {len(rows) - limit} more: --tensors 0")
+    click.echo("")
