@@ -21,11 +21,12 @@ from torch.fx import GraphModule
 
 from . import __version__
 from .budget.ledger import Ledger, ledger_of
-from .budget.plan_file import load_plans
 from .budget.report import BudgetReport
-from .budget.split import BudgetedSplit, budget_bytes
+from .budget.setup import budgeted_split
+from .budget.split import BudgetedSplit
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
+from .capture.graph_breaks import in_short
 from .capture.torch_private import current_frame, exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
@@ -33,7 +34,6 @@ from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hint
 from .codegen.steps import ExternStep, KernelStep, TableStep
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
-from .cost.rates import rates_of
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
@@ -42,7 +42,6 @@ from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .options import Options
-from .passes.checkpoints.forms import allowed_forms
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
@@ -147,26 +146,9 @@ class _Compiler:
         )
 
     def _budgeted_split(self) -> BudgetedSplit | None:
-        """What splits joint graphs so that the step fits `memory_budget`; None without one."""
-        if self.options.memory_budget is None:
-            return None
-        triton = uses_triton(self.device, self.options.codegen)
-        capability = gpu_of(self.device).capability
-        return BudgetedSplit(
-            budget_bytes(self.options.memory_budget, self.device),
-            rates_of(self.device.type, capability, torch.get_num_threads()),
-            self._trial_program,
-            self._budget_decided,
-            optimizer_bytes=self.options.optimizer_bytes,
-            granule=512 if triton else 1,
-            bit_exact=self.options.deterministic,
-            others=self.ledger.before(current_frame()),
-            forms=allowed_forms(
-                self.options.compress,
-                self.options.offload == "on"
-                or (self.options.offload == "auto" and self.device.type == "cuda"),
-            ),
-            plans=load_plans(self.options.memory_plan) if self.options.memory_plan else None,
+        others = self.ledger.before(current_frame())
+        return budgeted_split(
+            self.options, self.device, self._trial_program, self._budget_decided, others
         )
 
     def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
@@ -439,15 +421,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def in_short(graph_break: str) -> str:
-    """Dynamo's text about a graph break in one line: its title and what it explains."""
-    title, *rest = graph_break.splitlines()
-    explained = (
-        line.strip().removeprefix("Explanation: ") for line in rest if "Explanation" in line
-    )
-    return ": ".join([title, *itertools.islice(explained, 1)])
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:

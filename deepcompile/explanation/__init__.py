@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from deepcompile.backend import deepep, in_short
+from deepcompile.backend import deepep
 from deepcompile.budget.report import BudgetReport
+from deepcompile.capture.graph_breaks import in_short
 from deepcompile.explanation.facts import BudgetFacts, Explanation, GraphBreak, TensorFacts
 from deepcompile.explanation.measure import measure_graph
 from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, undisturbed

@@ -1,0 +1,52 @@
+"""From the options of a compile to what splits its joint graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..cost.rates import rates_of
+from ..options import Options
+from ..passes.checkpoints.forms import allowed_forms
+from ..runtime.device import gpu_of, uses_triton
+from .plan_file import load_plans
+from .report import BudgetReport
+from .split import BudgetedSplit, MakeProgram, budget_bytes
+
+_CUDA_GRANULE = 512
+
+
+def budgeted_split(
+    options: Options,
+    device: torch.device,
+    make_program: MakeProgram,
+    decided: Callable[[BudgetReport], None],
+    others: int,
+) -> BudgetedSplit | None:
+    """What splits joint graphs so that the step fits `memory_budget`; None without one.
+
+    Args:
+        options: of the compile.
+        device: that it is for.
+        make_program: see `BudgetedSplit`; so is `decided`.
+        others: bytes that other graphs of the model hold.
+
+    Raises:
+        OptionError: for a plan file that cannot be read.
+    """
+    if options.memory_budget is None:
+        return None
+    offload = options.offload == "on" or (options.offload == "auto" and device.type == "cuda")
+    return BudgetedSplit(
+        budget_bytes(options.memory_budget, device),
+        rates_of(device.type, gpu_of(device).capability, torch.get_num_threads()),
+        make_program,
+        decided,
+        optimizer_bytes=options.optimizer_bytes,
+        granule=_CUDA_GRANULE if uses_triton(device, options.codegen) else 1,
+        bit_exact=options.deterministic,
+        others=others,
+        forms=allowed_forms(options.compress, offload),
+        plans=load_plans(options.memory_plan) if options.memory_plan else None,
+    )
