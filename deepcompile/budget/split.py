@@ -107,7 +107,7 @@ class BudgetedSplit:
             **kwargs,
         )
         facts = Joint(joint.graph, num_fwd_outputs, self.rates, bit_exact=self.bit_exact)
-        pinned = replace(pinned_bytes(facts, static, self.optimizer_bytes), others=self.others)
+        pinned = pinned_bytes(facts, static, self.optimizer_bytes, self.others)
         report = BudgetReport(self.budget, pinned)
         report.assumed_optimizer = self.optimizer_bytes is None
         report.graph = fingerprint(facts)

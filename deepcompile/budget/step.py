@@ -69,12 +69,23 @@ def _block(program: Timeline) -> int:
     return sum(span.nbytes for span in program.spans if span.slot == ARENA)
 
 
-def pinned_bytes(facts: Joint, static: Sequence[int], optimizer_bytes: int | None) -> Pinned:
-    """What is in memory through the whole step; the optimizer's state is guessed for None."""
+def pinned_bytes(
+    facts: Joint, static: Sequence[int], optimizer_bytes: int | None, others: int = 0
+) -> Pinned:
+    """What is in memory through the whole step.
+
+    Args:
+        facts: of the joint graph.
+        static: which inputs are parameters and buffers.
+        optimizer_bytes: state of the optimizer; it is guessed for None.
+        others: what graphs before this one hold. Inputs that are no parameters come from those,
+            and are among it.
+    """
     primals = [n for n in facts.position if n.op == "placeholder" and not is_tangent(n)]
-    parameters = sum(bytes_of(n) for n in primals if facts.base(n) is n)
+    counted = [n for at, n in enumerate(primals) if at in static or not others]
+    parameters = sum(bytes_of(n) for n in counted if facts.base(n) is n)
     if optimizer_bytes is not None:
-        return Pinned(parameters, optimizer_bytes)
+        return Pinned(parameters, optimizer_bytes, others)
     gradients = facts.outputs[facts.forward_outputs :]
     trained = [
         primals[number]
@@ -82,4 +93,4 @@ def pinned_bytes(facts: Joint, static: Sequence[int], optimizer_bytes: int | Non
         if isinstance(gradient, Node) and number in static and number < len(primals)
     ]
     state = sum(2 * 4 * bytes_of(n) // n.meta["val"].element_size() for n in trained)
-    return Pinned(parameters, state)
+    return Pinned(parameters, state, others)
