@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deepcompile.budget.plan_file import load_plans, save_plans
 from deepcompile.budget.report import BudgetReport
 from deepcompile.errors import OptionError
 from deepcompile.options import Options
@@ -133,3 +135,32 @@ def test_forms_by_the_error_that_is_allowed() -> None:
     assert allowed_forms(0.0, True) == ("host",)
     assert allowed_forms(0.002, False) == ("bf16",)
     assert allowed_forms(Options(compress=True).compress, True) == ("bf16", "int8", "host")
+
+
+def test_a_plan_with_other_forms_is_a_plan_file(made: Any, tmp_path: Path) -> None:
+    model, x, _, budget = made
+    _, report = step(model, x, memory_budget=budget, compress=True, offload="on")
+    assert report is not None
+    plan = report.plan
+    others = [r.tensor for r in plan.tensors if r.decision in ("compress", "offload")]
+    kept = [r.tensor for r in plan.tensors if r.decision == "keep"]
+    assert others
+    file = tmp_path / "plan.json"
+    save_plans(file, [plan.pin(kept[:1])])
+    assert load_plans(file)[plan.graph].pinned == {kept[0]}
+    step(model, x, memory_budget=1 << 40, memory_plan=str(file))
+    save_plans(file, [plan.pin(others[:1])])
+    with pytest.raises(OptionError, match="cannot pin"):
+        load_plans(file)
+
+
+def test_rows_that_are_no_rows(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"schema": 1, "plans": [{"graph": "x", "facts": {}, "tensors": ["a"]}]}')
+    with pytest.raises(OptionError, match="is no memory plan"):
+        load_plans(file)
+
+
+def test_no_error_bound_names_the_option() -> None:
+    with pytest.raises(OptionError, match="compress"):
+        Options.resolve({"compress": None})
