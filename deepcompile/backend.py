@@ -135,7 +135,7 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
-        return compile_through_aot(
+        compiled = compile_through_aot(
             gm,
             example_inputs,
             compile_graph=self.compile_graph,
@@ -144,6 +144,8 @@ class _Compiler:
             options=self.options,
             note=self.note,
         )
+        self.ledger.compiled(current_frame(), compiled)
+        return compiled
 
     def _budgeted_split(self) -> BudgetedSplit | None:
         others = self.ledger.before(current_frame())

@@ -87,6 +87,8 @@ def _error_bound(value: Any) -> float:
     """A relative error; True is that of 8-bit integers with a scale a row, 0.4 %."""
     if isinstance(value, bool) or (isinstance(value, str) and not value.strip()[:1].isdigit()):
         return 0.004 if _bool(value) else 0.0
+    if not isinstance(value, str | int | float):
+        raise ValueError("expected True, False or a relative error such as 0.004")
     bound = float(value)
     if not 0 <= bound < 1:
         raise ValueError("expected True, False or a relative error such as 0.004")

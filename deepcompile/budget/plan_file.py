@@ -22,6 +22,9 @@ from ..passes.checkpoints.joint import Joint
 
 SCHEMA = 1
 _DECISIONS = ("keep", "recompute")
+"""What a row can bind."""
+_MADE = (*_DECISIONS, "compress", "offload")
+"""What a plan can have decided."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def load_plans(path: str | Path) -> dict[str, MemoryPlan]:
         return {plan.graph: plan for plan in map(_plan, given["plans"])}
     except OSError as error:
         raise OptionError(f"memory_plan = {str(path)!r}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise OptionError(f"memory_plan = {str(path)!r} is no memory plan: {what}") from None
 
@@ -102,8 +105,9 @@ def _plan(given: Mapping[str, Any]) -> MemoryPlan:
     rows, pinned = [], set()
     for row in given["tensors"]:
         fields = {name: value for name, value in row.items() if name != "pinned"}
-        if fields["decision"] not in _DECISIONS:
-            raise ValueError(f"{fields['tensor']}: decision {fields['decision']!r}")
+        if fields["decision"] not in (_DECISIONS if row.get("pinned") else _MADE):
+            pinned_as = "cannot pin " if fields["decision"] in _MADE else ""
+            raise ValueError(f"{fields['tensor']}: {pinned_as}decision {fields['decision']!r}")
         rows.append(Decision(**fields))
         if row.get("pinned"):
             pinned.add(fields["tensor"])
@@ -111,11 +115,23 @@ def _plan(given: Mapping[str, Any]) -> MemoryPlan:
 
 
 def bind(joint: Joint, plan: MemoryPlan) -> None:
-    """Mark the tensors of a joint graph whose decision binds, for the planner to respect."""
+    """Mark the tensors of a joint graph whose decision binds, for the planner to respect.
+
+    Raises:
+        OptionError: for a tensor that the graph does not have, or that is never computed again.
+    """
     pinned = {row.tensor: row for row in plan.tensors if row.tensor in plan.pinned}
     for node in joint.forward:
-        row = pinned.get(node.name)
+        row = pinned.pop(node.name, None)
         if row is not None:
             kept = row.decision == "keep"
+            reason = None if kept else joint.why_kept(node)
+            if reason is not None:
+                raise OptionError(
+                    f"memory_plan: {node.name} is pinned to be computed again, which it never is: "
+                    f"{reason}"
+                )
             policy = CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.MUST_RECOMPUTE
             node.meta["recompute"] = policy
+    if pinned:
+        raise OptionError(f"memory_plan: the graph has no tensor {', '.join(sorted(pinned))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch.fx import GraphModule, Node
@@ -21,7 +21,7 @@ from .step import StepTimeline
 Halves = tuple[GraphModule, GraphModule]
 RUNGS = 96
 """Sizes that plans are made for, between the least and the most that a step can use."""
-LOWEST = 8
+LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
 
 
@@ -35,6 +35,7 @@ class Planned:
         combination: what was chosen for each part of the model.
         parts: the same as sets of tensors.
         saved: tensors that forward keeps for backward, and their bytes.
+        recomputed: what backward computes again.
         halves: forward and backward.
         step: the simulation of their programs.
     """
@@ -44,6 +45,7 @@ class Planned:
     combination: Combination
     parts: list[Part]
     saved: dict[Node, int]
+    recomputed: frozenset[Node]
     halves: Halves
     step: StepTimeline
 
@@ -104,6 +106,19 @@ class StepPlanner:
         expected: where a smaller room ends is on the way of a larger one, so that more room is
         never slower.
         """
+        found = self._within(room)
+        return None if found is None else self._with_bound(found)
+
+    def _with_bound(self, planned: Planned) -> Planned:
+        """The same plan, with what no plan for its size undercuts."""
+        if planned.combination.bound is not None:
+            return planned
+        started = time.perf_counter()
+        _, combination = fit(self.options, planned.size)
+        self.plan_seconds += time.perf_counter() - started
+        return replace(planned, combination=combination)
+
+    def _within(self, room: int) -> Planned | None:
         last = len(self.ladder) - 1
         rung = min(bisect.bisect_right(self.expected, room), last)
         if self._fits(rung, room):
@@ -132,7 +147,7 @@ class StepPlanner:
             return found
         size = self.ladder[rung]
         started = time.perf_counter()
-        options, combination = fit(self.options, size)
+        options, combination = fit(self.options, size, bound=False)
         choice = self.options.index(options), combination.chosen
         known = self._by_choice.get(choice)
         if known is not None:
@@ -147,8 +162,10 @@ class StepPlanner:
         step = self._simulate(halves, self.facts)
         self.trial_seconds += time.perf_counter() - started
         self.trials += 1
+        walk = recomputed.walk
         saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
-        found = Planned(size, options, combination, parts, saved, halves, step)
+        again = frozenset(walk.origin[e] for e in walk.nodes if isinstance(e, tuple))
+        found = Planned(size, options, combination, parts, saved, again, halves, step)
         self._planned[rung] = self._by_choice[choice] = found
         return found
 

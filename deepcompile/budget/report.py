@@ -26,6 +26,7 @@ class BudgetReport:
         planned: the plan; None where the budget needs none.
         assumed_optimizer: whether the bytes of the optimizer's state are a guess.
         graph: fingerprint of the joint graph.
+        plan_unused: whether a plan file was given that has nothing for this graph.
         decisions: one row a tensor; empty where the budget needs no plan.
     """
 
@@ -42,6 +43,7 @@ class BudgetReport:
     assumed_optimizer: bool = True
     graph: str = ""
     decisions: list[Decision] = field(default_factory=list)
+    plan_unused: bool = False
 
     @property
     def held(self) -> int:
@@ -59,6 +61,7 @@ class BudgetReport:
             "parameters": self.pinned.parameters,
             "optimizer": self.pinned.optimizer,
             "optimizer_assumed": self.assumed_optimizer,
+            "plan_unused": self.plan_unused,
             "other_graphs": self.pinned.others,
             "recompute_seconds": combination.seconds if combination else 0.0,
             "bound_seconds": combination.bound if combination else 0.0,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..cost.rates import rates_of
+from ..errors import OptionError
 from ..options import Options
 from ..passes.checkpoints.forms import allowed_forms
 from ..runtime.device import gpu_of, uses_triton
@@ -36,6 +37,8 @@ def budgeted_split(
         OptionError: for a plan file that cannot be read.
     """
     if options.memory_budget is None:
+        if options.memory_plan is not None:
+            raise OptionError("memory_plan has no effect without memory_budget: give both")
         return None
     offload = options.offload == "on" or (options.offload == "auto" and device.type == "cuda")
     return BudgetedSplit(

@@ -112,6 +112,7 @@ class BudgetedSplit:
         report.assumed_optimizer = self.optimizer_bytes is None
         report.graph = fingerprint(facts)
         bound = self.plans.get(report.graph)
+        report.plan_unused = bool(self.plans) and bound is None
         if bound is not None:
             bind(facts, bound)
         for follow_lifetimes in (False, True):
@@ -135,7 +136,10 @@ class BudgetedSplit:
             report.step = report.planned.step
             report.peak = report.step.peak + report.pinned.total
             report.decisions = decisions(
-                report.planned.options, report.planned.saved, report.planned.parts
+                report.planned.options,
+                report.planned.saved,
+                report.planned.recomputed,
+                report.planned.parts,
             )
             halves = report.planned.halves
         self.decided(report)

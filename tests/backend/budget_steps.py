@@ -50,7 +50,9 @@ def smallest(module: nn.Module, x: Any, loss: Loss = square_loss, **options: Any
 
 
 def report_of(record: Recording) -> BudgetReport:
-    (report,) = record.budgets
+    *others, report = record.budgets
+    # Torch 2.11 compiles some graphs again for the second step; the outcome is one.
+    assert all(other.peak == report.peak for other in others)
     return report
 
 

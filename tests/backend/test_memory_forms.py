@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory_models import build
 from benchmarks.torch_budget import joint_graph
+from deepcompile.budget.plan_file import load_plans, save_plans
 from deepcompile.budget.report import BudgetReport
 from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.errors import OptionError
@@ -167,3 +169,32 @@ def test_a_mix_of_forms_is_quicker_than_any_alone() -> None:
         form for part in chosen.chosen(combination) for form in chosen.form_of(part).values()
     }
     assert len(forms_used) > 1
+
+
+def test_a_plan_with_other_forms_is_a_plan_file(made: Any, tmp_path: Path) -> None:
+    model, x, _, budget = made
+    _, report = step(model, x, memory_budget=budget, compress=True, offload="on")
+    assert report is not None
+    plan = report.plan
+    others = [r.tensor for r in plan.tensors if r.decision in ("compress", "offload")]
+    kept = [r.tensor for r in plan.tensors if r.decision == "keep"]
+    assert others
+    file = tmp_path / "plan.json"
+    save_plans(file, [plan.pin(kept[:1])])
+    assert load_plans(file)[plan.graph].pinned == {kept[0]}
+    step(model, x, memory_budget=1 << 40, memory_plan=str(file))
+    save_plans(file, [plan.pin(others[:1])])
+    with pytest.raises(OptionError, match="cannot pin"):
+        load_plans(file)
+
+
+def test_rows_that_are_no_rows(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"schema": 1, "plans": [{"graph": "x", "facts": {}, "tensors": ["a"]}]}')
+    with pytest.raises(OptionError, match="is no memory plan"):
+        load_plans(file)
+
+
+def test_no_error_bound_names_the_option() -> None:
+    with pytest.raises(OptionError, match="compress"):
+        Options.resolve({"compress": None})

@@ -89,6 +89,27 @@ def test_a_pinned_tensor_is_decided_as_the_file_says(
         torch.testing.assert_close(left, right)
 
 
+def test_a_pin_that_cannot_be_met_is_refused(budgets: tuple[int, int], tmp_path: Path) -> None:
+    _, report = step(memory_budget=budgets[0])
+    plan = report.plan.to_dict()
+    row = dict(plan["tensors"][0], tensor="nothing", pinned=True)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"schema": 1, "plans": [{**plan, "tensors": [row]}]}))
+    with pytest.raises(OptionError, match="has no tensor nothing"):
+        step(memory_budget=budgets[0], memory_plan=str(file))
+    with pytest.raises(OptionError, match="without memory_budget"):
+        step(memory_plan=str(file))
+
+
+def test_a_plan_for_another_graph_is_told(budgets: tuple[int, int], tmp_path: Path) -> None:
+    _, report = step(memory_budget=budgets[0])
+    plan = report.plan.to_dict() | {"graph": "another"}
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"schema": 1, "plans": [plan]}))
+    _, again = step(memory_budget=budgets[0], memory_plan=str(file))
+    assert again.plan_unused
+
+
 def test_pins_are_of_tensors_and_decisions_that_exist(budgets: tuple[int, int]) -> None:
     _, report = step(memory_budget=budgets[0])
     with pytest.raises(ValueError, match="no tensor"):

@@ -119,7 +119,7 @@ State = tuple[int, float, int, int, int]
 """Bytes saved, seconds, and where it comes from: the layer, the state there, the choice."""
 
 
-def combine(layers: Layers, budget: int) -> Combination | None:
+def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination | None:
     """The quickest combination that fits `budget` bytes at every moment; None when none does."""
     made: list[list[State]] = [[] for _ in range(len(layers) + 1)]
     made[0] = [(0, 0.0, -1, -1, -1)]
@@ -143,10 +143,10 @@ def combine(layers: Layers, budget: int) -> Combination | None:
         chosen.append((state[2], state[4]))
         state = kept[state[2]][state[3]]
     chosen.reverse()
-    bound = relaxed(layers, budget)
-    if bound is not None:
-        bound = min(bound, seconds)  # the solver's last digits
-    return Combination(tuple(chosen), seconds, peak_of(layers, chosen), bound)
+    least = relaxed(layers, budget) if bound else None
+    if least is not None:
+        least = min(least, seconds)  # the solver's last digits
+    return Combination(tuple(chosen), seconds, peak_of(layers, chosen), least)
 
 
 def _undominated(made: list[State]) -> list[State]:

@@ -51,8 +51,13 @@ class Decision:
         return asdict(self)
 
 
-def decisions(options: Options, saved: Collection[Node], parts: Iterable[Part]) -> list[Decision]:
-    """One row for each storage of forward that backward reads or computes again, in order."""
+def decisions(
+    options: Options,
+    saved: Collection[Node],
+    recomputed: Collection[Node],
+    parts: Iterable[Part],
+) -> list[Decision]:
+    """One row for each storage of forward that is kept for backward or computed again, in order."""
     joint, segments = options.joint, options.segments
     formed = {node: form for part in parts for node, form in options.form_of(part).items()}
     found = []
@@ -63,7 +68,7 @@ def decisions(options: Options, saved: Collection[Node], parts: Iterable[Part]) 
             continue
         form = formed.get(node, "")
         kept = node in saved or bool(form)
-        if not kept and node not in joint.needed and not _on_the_way(joint.needed, node):
+        if not kept and node not in recomputed:
             continue
         decision: Literal["keep", "recompute", "compress", "offload"]
         decision = "keep" if node in saved else "recompute"
@@ -83,11 +88,6 @@ def decisions(options: Options, saved: Collection[Node], parts: Iterable[Part]) 
             )
         )
     return found
-
-
-def _on_the_way(needed: Collection[Node], node: Node) -> bool:
-    """Whether a view of it is what backward reads."""
-    return any(user in needed for user in node.users)
 
 
 def _why(options: Options, node: Node) -> str:

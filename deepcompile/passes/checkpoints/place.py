@@ -280,18 +280,24 @@ def _most(homes: Sequence[int], live: Live, before: Sequence[int]) -> list[int]:
     return found
 
 
-def fit(alternatives: Sequence[Options], budget: int) -> tuple[Options, Combination]:
+def fit(
+    alternatives: Sequence[Options], budget: int, *, bound: bool = True
+) -> tuple[Options, Combination]:
     """The quickest combination within `budget` bytes beside the inputs of the step.
+
+    Args:
+        alternatives: ways to cut the model.
+        budget: bytes.
+        bound: whether to look for the least that no combination undercuts, too.
 
     Raises ValueError when none fits.
     """
-    found = [(options, combine(options.layers, budget)) for options in alternatives]
+    found = [(options, combine(options.layers, budget, bound=bound)) for options in alternatives]
     fitting = [(options, combination) for options, combination in found if combination]
     options, best = min(fitting, key=lambda pair: pair[1].seconds)
     bounds = [combination.bound for _, combination in fitting]
-    if any(bound is None for bound in bounds):
-        return options, best
-    return options, replace(best, bound=min(bound for bound in bounds if bound is not None))
+    known = [found for found in bounds if found is not None]
+    return options, replace(best, bound=min(known)) if known else best
 
 
 def lowest(alternatives: Sequence[Options]) -> int:
