@@ -28,8 +28,8 @@ from tests.backend.budget_steps import (
     step,
 )
 
-QUICK = ("resnet",)
-"""Models of the default run: one with convolutions and buffers."""
+QUICK = ("vit",)
+"""Models of the default run: one that is quick to compile."""
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ def planner_of(name: str) -> StepPlanner:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "vit" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+    [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_plans_fit_their_budgets(name: str) -> None:
     planner = planner_of(name)

@@ -86,6 +86,7 @@ class TestWays:
         assert packed
         check_close(budgeted, plain)
 
+    @pytest.mark.slow
     def test_sizes_that_change(self, module: nn.Module) -> None:
         def way(call: Callable[[Tensor], Tensor]) -> None:
             for count in (256, 100):

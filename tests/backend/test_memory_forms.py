@@ -100,6 +100,7 @@ def test_nothing_is_lossy_unless_it_was_asked_for(made: Any) -> None:
     assert relative_error(found, expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
     model, x, _, budget = made
     seconds = []

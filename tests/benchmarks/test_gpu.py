@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SUITES = {"launch", "optimizer", "training", "inference", "rows"}
 
 
+@pytest.mark.slow
 def test_a_smoke_run_writes_every_suite(tmp_path: Path) -> None:
     output = tmp_path / "smoke.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
