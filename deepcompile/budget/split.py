@@ -36,7 +36,7 @@ from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint
 from ..runtime.free_memory import free_memory, total_memory
 from .plan_file import MemoryPlan, bind, fingerprint
-from .planner import Halves, Planned, StepPlanner
+from .planner import Halves, StepPlanner
 from .report import BudgetReport
 from .step import Pinned, StepTimeline, pinned_bytes
 
@@ -132,7 +132,9 @@ class BudgetedSplit:
             report.trial_seconds += planner.trial_seconds
             report.trials += planner.trials
             if report.planned is None:
-                raise self._refusal(planner.lowest_rungs[0], report.pinned)
+                steps = [report.step, planner.lowest_rungs[0].step]
+                leanest = min((step for step in steps if step), key=lambda step: step.peak)
+                raise self._refusal(leanest, report.pinned)
             report.step = report.planned.step
             report.peak = report.step.peak + report.pinned.total
             report.decisions = decisions(
@@ -145,9 +147,9 @@ class BudgetedSplit:
         self.decided(report)
         return halves
 
-    def _refusal(self, leanest: Planned, pinned: Pinned) -> MemoryBudgetError:
-        smallest = leanest.step.peak + pinned.total
-        where, program = leanest.step.highest
+    def _refusal(self, leanest: StepTimeline, pinned: Pinned) -> MemoryBudgetError:
+        smallest = leanest.peak + pinned.total
+        where, program = leanest.highest
         held = ", ".join(
             f"{_ROLES[span.role]} of {format_size(span.nbytes)}"
             for span in program.owners(program.peak_step)[:3]
