@@ -21,6 +21,8 @@ from deepcompile.runtime.arena import POOL
 from deepcompile.runtime.recycle import OUTPUTS
 from tests.runtime.tracked import peak_bytes
 
+pytestmark = pytest.mark.slow
+
 MEDIUM: dict[str, TextSizes | ImageSizes] = {
     "gpt16": TextSizes(4, 128, 4, 352, batch=2, tokens=128, vocabulary=512),
     "llama": TextSizes(3, 128, 8, 352, batch=2, tokens=128, vocabulary=512, key_heads=2),

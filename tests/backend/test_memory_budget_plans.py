@@ -20,6 +20,8 @@ from deepcompile.passes.checkpoints.combine import peak_of
 from deepcompile.passes.checkpoints.joint import Joint
 from deepcompile.passes.checkpoints.place import fit
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = 20
 
 

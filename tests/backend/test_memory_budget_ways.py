@@ -16,6 +16,8 @@ from deepcompile.errors import MemoryBudgetError
 from deepcompile.recording import Recording
 from tests.backend.budget_steps import Values, blocks, check_close, report_of, rows, smallest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:

@@ -12,6 +12,8 @@ from benchmarks.memory_models import NAMES, MemoryModel, build
 from benchmarks.torch_budget import joint_graph, matmul_flops, redrawn, split_with_budget, sweep
 from deepcompile.backend import recording
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 # A gradient that is zero but for rounding (of a key's bias) is measured against the largest one.
 NOISE = 1e-3

@@ -205,6 +205,7 @@ print("cached", [graph.cached for graph in record.graphs])
 """
 
 
+@pytest.mark.slow
 def test_processes_that_compile_the_same_model_at_once(tmp_path: Path):
     import time
 
