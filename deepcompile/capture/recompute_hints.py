@@ -19,8 +19,8 @@ aten = torch.ops.aten
 _SMALL = 4  # an input this many times smaller than the result costs nothing to keep
 _TYPICAL_EXTENT = 64  # of a symbolic size without a hint
 
-_COPIES = (aten._to_copy.default, aten.clone.default)
-_REDUCTIONS = frozenset(
+COPIES = (aten._to_copy.default, aten.clone.default)
+REDUCTIONS = frozenset(
     (
         aten.sum, aten.mean, aten.prod, aten.any, aten.all, aten.amax, aten.amin, aten.max,
         aten.min, aten.argmax, aten.argmin, aten.var, aten.var_mean, aten.std, aten.logsumexp,
@@ -85,7 +85,7 @@ def _is_pointwise(node: Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False
-    return torch.Tag.pointwise in target.tags or target in _COPIES
+    return torch.Tag.pointwise in target.tags or target in COPIES
 
 
 def _is_view(node: Node) -> bool:
@@ -96,7 +96,7 @@ def _is_fusible(node: Node) -> bool:
     if node.op != "call_function":
         return False
     packet = getattr(node.target, "overloadpacket", None)
-    return _is_pointwise(node) or packet in _REDUCTIONS
+    return _is_pointwise(node) or packet in REDUCTIONS
 
 
 def _is_broadcast(node: Node, user: Node) -> bool:

@@ -15,18 +15,12 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from ...capture.offload import OFFLOAD, RELOAD
 from ...capture.philox import philox_normal, philox_uniform
+from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
 
 aten = torch.ops.aten
 
-_COPIES = (aten._to_copy.default, aten.clone.default)
-_REDUCTIONS = frozenset(
-    (
-        aten.sum, aten.mean, aten.prod, aten.any, aten.all, aten.amax, aten.amin, aten.max,
-        aten.min, aten.argmax, aten.argmin, aten.var, aten.var_mean, aten.std, aten.logsumexp,
-    )
-)  # fmt: skip
 _MADE = frozenset((aten.full, aten.zeros, aten.ones, aten.arange, aten.scalar_tensor, aten.empty))
 _GATHERS = frozenset((aten.index, aten.gather, aten.embedding, aten.cat, aten.constant_pad_nd))
 _KNOWN_NAMESPACES = frozenset(("aten", "prims", "deepcompile", "_operator"))
@@ -137,7 +131,7 @@ class Joint:
         """Why a forward node is never computed again, if that is so."""
         if node not in self._why_kept:
             reason = why_kept(node)
-            if self.bit_exact and getattr(node.target, "overloadpacket", None) in _REDUCTIONS:
+            if self.bit_exact and getattr(node.target, "overloadpacket", None) in REDUCTIONS:
                 reason = "another kernel might add in another order"
             self._why_kept[node] = reason
         return self._why_kept[node]
@@ -221,7 +215,7 @@ def is_fusible(node: Node) -> bool:
         return False
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
-    if packet in _REDUCTIONS or packet in _GATHERS or packet in _MADE or target in _COPIES:
+    if packet in REDUCTIONS or packet in _GATHERS or packet in _MADE or target in COPIES:
         return True
     return isinstance(target, torch._ops.OpOverload) and (
         torch.Tag.pointwise in target.tags
