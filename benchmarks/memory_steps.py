@@ -17,10 +17,9 @@ from deepcompile.budget.planner import Halves, Planned, StepPlanner
 from deepcompile.budget.split import BudgetedSplit
 from deepcompile.budget.step import Pinned, StepTimeline, pinned_bytes
 from deepcompile.capture import torch_private
-from deepcompile.codegen.steps import ProgramSpec, touched
+from deepcompile.codegen.steps import KernelStep, ProgramSpec, Step, touched
 from deepcompile.codegen.timeline import ARENA, Timeline
 from deepcompile.options import Options
-from deepcompile.passes.checkpoints.combine import relaxed
 from deepcompile.passes.checkpoints.joint import Joint
 from deepcompile.passes.checkpoints.place import backward_live, forward_live
 
@@ -83,17 +82,16 @@ class TrainingStep:
 
     def bound(self, room: int) -> float | None:
         """Seconds of recomputation that no combination of the choices undercuts within `room`."""
-        found = [relaxed(options.layers, room) for options in self.planner.options]
-        known = [bound for bound in found if bound is not None]
-        return min(known, default=None)
+        return self.planner.bound(room)
 
     def floor(self, planned: Planned) -> tuple[int, int]:
         """What no plan avoids: the largest working set of a step, and the smallest cut.
 
-        A step of the program of `planned` needs what it reads and writes; in backward also the
-        gradients that are there already, and the outputs of forward that the user holds. The cut
-        is the least that passes between two parts of the model; it is given apart, since some of
-        it may be what the step reads.
+        A step of the program of `planned` needs what it reads and what it writes, each in memory of
+        its own; in backward also the gradients that are there already, and the outputs of forward
+        that the user holds. The cut is the least that passes between two parts of the model. Both
+        together are the floor, which programs may undercut: they write results over operands, and
+        some of the cut may be what the step reads.
         """
         step = self.simulate(planned.halves)
         forward, backward = self.programs
@@ -138,7 +136,10 @@ def training_step(
 
 
 def largest_working_set(program: ProgramSpec, times: Timeline, *, outputs_stay: bool) -> int:
-    """The most bytes that one step of a program touches, with the outputs that are made by then."""
+    """The most bytes that one step of a program touches, with the outputs that are made by then.
+
+    Operands that a kernel writes its results over count twice.
+    """
     over = {slot.number: slot.view_of for slot in program.slots}
     most = 0
     for number, step in enumerate(program.steps):
@@ -148,13 +149,21 @@ def largest_working_set(program: ProgramSpec, times: Timeline, *, outputs_stay: 
             while below is not None:
                 slots.add(below)
                 below = over[below]
+        written_over = _written_over(step)
         if any(program.slots[slot].storage == "arena" for slot in slots):
             slots.add(ARENA)
         there = (
-            span.nbytes
+            span.nbytes * (1 + (span.slot in written_over))
             for span in times.spans
             if span.first <= number <= span.last
             and (span.slot in slots or (outputs_stay and span.role == "output"))
         )
         most = max(most, sum(there))
     return most
+
+
+def _written_over(step: Step) -> set[int]:
+    if not isinstance(step, KernelStep):
+        return set()
+    buffers = zip(step.slots, step.op.nest.buffers, strict=True)
+    return {slot for slot, buffer in buffers if buffer.role == "inout"}

@@ -7,22 +7,35 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch.fx import GraphModule, Node
 
 from ..capture import torch_private
-from ..passes.checkpoints.combine import Combination
+from ..passes.checkpoints.combine import Combination, relaxed
 from ..passes.checkpoints.emit import Recompute, written_out
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
-from ..passes.checkpoints.place import Options, Part, alternatives, fit, highest, lowest
+from ..passes.checkpoints.place import Options, Part, alternatives, finer
+from .refine import Figures, homes, largest, quickest, smallest
 from .step import StepTimeline
 
+T = TypeVar("T")
 Halves = tuple[GraphModule, GraphModule]
 RUNGS = 96
 """Sizes that plans are made for, between the least and the most that a step can use."""
 LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
+TRUSTED = 0.02
+"""The part of an estimate by which programs may be off it."""
+LESSONS = (0.25, 0.75, 0.0, 0.125, 0.5, 0.0, 0.25, 0.0)
+"""Where between the least and the most plans are made to learn from, when they are off by more."""
+ROUNDS = 10
+"""How often the least is looked for by what programs were seen to hold."""
+BETWEEN = 4
+"""Sizes between the least found and the lowest rungs, for which plans are made by that."""
+NEAR = 0.002
+"""The part of a peak that is not worth another round."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +92,37 @@ class StepPlanner:
     @cached_property
     def options(self) -> list[Options]:
         """What each part of the model can keep, for each way to cut it into parts."""
-        started = time.perf_counter()
-        found = alternatives(self.facts, self.forms)
-        self.plan_seconds += time.perf_counter() - started
+        return self._timed(lambda: alternatives(self.facts, self.forms))
+
+    @cached_property
+    def figures(self) -> list[Figures]:
+        """What parts of the model cost under each choice.
+
+        Where the programs of a first plan are off the estimate by more than `TRUSTED`, a few more
+        plans are made, always for the same sizes, and what they hold is learnt.
+        """
+        found = [Figures(options) for options in self.options]
+        low, high = smallest(found), largest(found)
+        first = self._learn(found, low + max(high - low, 0) // 2)
+        if abs(first.step.peak - first.combination.peak) <= TRUSTED * first.combination.peak:
+            return found
+        for share in LESSONS:
+            low, high = smallest(found), largest(found)
+            self._learn(found, low + int(max(high - low, 0) * share))
         return found
+
+    def _learn(self, figures: Sequence[Figures], size: int) -> Planned:
+        """Make a plan for a size, and take in what its programs hold."""
+        choice = self._timed(lambda: quickest(figures, size))
+        assert choice is not None
+        planned = self._plan(*choice, size)
+        self._see(figures, planned)
+        return planned
 
     @cached_property
     def ladder(self) -> list[int]:
         """Sizes in bytes, growing: from what the leanest plan needs to what the quickest does."""
-        least = lowest(self.options)
-        most = highest(self.options)
+        least, most = smallest(self.figures), largest(self.figures)
         ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
         return sorted({least, most, *(int(least * ratio**rung) for rung in range(1, RUNGS))})
 
@@ -109,14 +143,20 @@ class StepPlanner:
         found = self._within(room)
         return None if found is None else self._with_bound(found)
 
+    def bound(self, size: int) -> float | None:
+        """Seconds that no combination undercuts within so many bytes; None without a solver."""
+        found = [relaxed(known.layers(), size) for known in self.figures]
+        return min((least for least in found if least is not None), default=None)
+
     def _with_bound(self, planned: Planned) -> Planned:
         """The same plan, with what no plan for its size undercuts."""
-        if planned.combination.bound is not None:
+        combination = planned.combination
+        if combination.bound is not None:
             return planned
-        started = time.perf_counter()
-        _, combination = fit(self.options, planned.size)
-        self.plan_seconds += time.perf_counter() - started
-        return replace(planned, combination=combination)
+        bound = self._timed(lambda: self.bound(planned.size))
+        # The solver's last digits; and plans for the lowest sizes may have been cut finer.
+        bound = None if bound is None else min(bound, combination.seconds)
+        return replace(planned, combination=replace(combination, bound=bound))
 
     def _within(self, room: int) -> Planned | None:
         last = len(self.ladder) - 1
@@ -124,40 +164,77 @@ class StepPlanner:
         if self._fits(rung, room):
             while rung < last and self._fits(rung + 1, room):
                 rung += 1
+        else:
+            while rung >= 0 and not self._fits(rung, room):
+                rung -= 1
+        if rung >= LOWEST:
             return self.planned(rung)
-        while rung:
-            rung -= 1
-            if self._fits(rung, room):
-                return self.planned(rung)
-        return next((p for p in self.lowest_rungs if p.step.peak <= room), None)
+        fitting = [planned for planned in self.lowest_plans if planned.step.peak <= room]
+        return min(fitting, key=lambda planned: planned.combination.seconds, default=None)
 
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room
 
-    @property
-    def lowest_rungs(self) -> list[Planned]:
-        """Plans among which is the one that needs least: an estimate may be off by a rung."""
-        found = [self.planned(rung) for rung in range(min(LOWEST, len(self.ladder)))]
+    @cached_property
+    def lowest_plans(self) -> list[Planned]:
+        """Plans for the least that a step can use and little more, the least first.
+
+        Those of the lowest rungs, and others that come of learning from those, of cuts within
+        layers too. None is quicker than the rung above: whom that fits may have all of them.
+        """
+        rungs = range(min(LOWEST, len(self.ladder)))
+        found = [self.planned(rung) for rung in rungs]
+        figures = [known.copy() for known in self.figures]
+        for planned in found:
+            self._see(figures, planned)
+        figures += self._timed(lambda: [*map(Figures, finer(self.options[0], self.forms))])
+        for known in figures:
+            if not known.seen:
+                found.append(self._learn([known], smallest([known])))
+        for _ in range(ROUNDS):
+            size = smallest(figures)
+            if size >= min(planned.step.peak for planned in found) * (1 - NEAR):
+                break
+            found.append(self._learn(figures, size))
+        high = self.ladder[len(rungs) - 1]
+        for number in range(BETWEEN):
+            low = smallest(figures)
+            found.append(self._learn(figures, low + max(high - low, 0) * number // BETWEEN))
+        above = quickest(self.figures, self.ladder[min(LOWEST, len(self.ladder) - 1)])
+        assert above is not None
+        found = [p for p in found if p.combination.seconds >= above[1].seconds]
         return sorted(found, key=lambda planned: planned.step.peak)
+
+    def _see(self, figures: Sequence[Figures], planned: Planned) -> None:
+        (known,) = (known for known in figures if known.options is planned.options)
+        known.see(planned.combination, planned.step, homes(planned.halves[1].graph.nodes))
 
     def planned(self, rung: int) -> Planned:
         """The plan for one size of the ladder."""
         found = self._planned.get(rung)
-        if found is not None:
-            return found
-        size = self.ladder[rung]
+        if found is None:
+            size = self.ladder[rung]
+            choice = self._timed(lambda: quickest(self.figures, size))
+            assert choice is not None
+            found = self._planned[rung] = self._plan(*choice, size)
+        return found
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        """Work that counts as planning."""
         started = time.perf_counter()
-        options, combination = fit(self.options, size, bound=False)
-        choice = self.options.index(options), combination.chosen
+        try:
+            return work()
+        finally:
+            self.plan_seconds += time.perf_counter() - started
+
+    def _plan(self, options: Options, combination: Combination, size: int) -> Planned:
+        choice = id(options), combination.chosen
         known = self._by_choice.get(choice)
         if known is not None:
-            self.plan_seconds += time.perf_counter() - started
-            self._planned[rung] = known
             return known
         parts = options.chosen(combination)
-        recomputed = options.recompute(parts)
-        halves = _divide(self.joint, self.facts, recomputed, self.static)
-        self.plan_seconds += time.perf_counter() - started
+        recomputed = self._timed(lambda: options.recompute(parts))
+        halves = self._timed(lambda: _divide(self.joint, self.facts, recomputed, self.static))
         started = time.perf_counter()
         step = self._simulate(halves, self.facts)
         self.trial_seconds += time.perf_counter() - started
@@ -166,7 +243,7 @@ class StepPlanner:
         saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
         again = frozenset(walk.origin[e] for e in walk.nodes if isinstance(e, tuple))
         found = Planned(size, options, combination, parts, saved, again, halves, step)
-        self._planned[rung] = self._by_choice[choice] = found
+        self._by_choice[choice] = found
         return found
 
 

@@ -132,7 +132,7 @@ class BudgetedSplit:
             report.trial_seconds += planner.trial_seconds
             report.trials += planner.trials
             if report.planned is None:
-                steps = [report.step, planner.lowest_rungs[0].step]
+                steps = [report.step, planner.lowest_plans[0].step]
                 leanest = min((step for step in steps if step), key=lambda step: step.peak)
                 raise self._refusal(leanest, report.pinned)
             report.step = report.planned.step
@@ -177,11 +177,12 @@ class BudgetedSplit:
         storages = {
             node.name: (facts.base(node).name, facts.nbytes(node)) for node in facts.forward
         }
-        first, labels = self._timeline(forward, "forward", (), follow_lifetimes, storages)
-        second, more = self._timeline(
+        first, labels, calls = self._timeline(forward, "forward", (), follow_lifetimes, storages)
+        second, more_labels, more_calls = self._timeline(
             backward, "backward", tuple(returned), follow_lifetimes, storages
         )
-        return StepTimeline(first, second, sum(returned.values()), labels, more)
+        held = sum(returned.values())
+        return StepTimeline(first, second, held, labels, more_labels, calls, more_calls)
 
     def _timeline(
         self,
@@ -190,7 +191,7 @@ class BudgetedSplit:
         held: Sequence[str],
         follow_lifetimes: bool,
         storages: Mapping[str, tuple[str, int]],
-    ) -> tuple[Timeline, dict[int, str]]:
+    ) -> tuple[Timeline, dict[int, str], dict[int, str]]:
         spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
@@ -202,7 +203,10 @@ class BudgetedSplit:
         hosted = _hosted(spec, names)
         labels = _labels(spec, names)
         spans = [span for span in found.spans if span.slot not in hosted]
-        return replace(found, spans=_by_storage(spans, labels, storages)), labels
+        calls = {
+            at: step.name for at, step in enumerate(spec.steps) if isinstance(step, ExternStep)
+        }
+        return replace(found, spans=_by_storage(spans, labels, storages)), labels, calls
 
 
 def _by_storage(

@@ -39,6 +39,7 @@ class StepTimeline:
         forward, backward: of the two programs.
         held: bytes of outputs of forward that the user may hold during backward.
         forward_labels, backward_labels: names for the slots of the programs.
+        forward_calls, backward_calls: by step, the node of the graph that it calls an operator for.
     """
 
     forward: Timeline
@@ -46,6 +47,8 @@ class StepTimeline:
     held: int
     forward_labels: dict[int, str] = field(default_factory=dict)
     backward_labels: dict[int, str] = field(default_factory=dict)
+    forward_calls: dict[int, str] = field(default_factory=dict)
+    backward_calls: dict[int, str] = field(default_factory=dict)
 
     @property
     def highest(self) -> tuple[str, Timeline]:

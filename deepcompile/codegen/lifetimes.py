@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .arena_plan import span
-from .steps import LifetimeStep, ProgramSpec, Slot, Step, tensor_refs, touched
+from .steps import Layout, LifetimeStep, ProgramSpec, Slot, Step, tensor_refs, touched
 
 LARGE = 64 << 10
 """Bytes from which on a step of its own, a call back into Python, is worth it."""
@@ -45,9 +45,13 @@ def slot_bytes(slot: Slot, sizes: Mapping[str, int]) -> int:
     Raises:
         KeyError: when a size is not in `sizes`.
     """
-    shape = tuple(int(size.evaluate(sizes)) for size in slot.layout.shape)
-    strides = tuple(int(stride.evaluate(sizes)) for stride in slot.layout.strides)
-    return span(shape, strides) * slot.layout.dtype.itemsize
+    return _layout_bytes(slot.layout, sizes)
+
+
+def _layout_bytes(layout: Layout, sizes: Mapping[str, int]) -> int:
+    shape = tuple(int(size.evaluate(sizes)) for size in layout.shape)
+    strides = tuple(int(stride.evaluate(sizes)) for stride in layout.strides)
+    return span(shape, strides) * layout.dtype.itemsize
 
 
 @dataclass
@@ -72,7 +76,7 @@ def add_lifetime_steps(spec: ProgramSpec, hints: Mapping[str, int]) -> None:
         spec: changed in place.
         hints: the sizes by which a slot counts as small. One of unknown size counts as large.
     """
-    nbytes = {slot.number: _likely_bytes(slot, hints) for slot in spec.slots}
+    nbytes = {slot.number: likely_bytes(slot.layout, hints) for slot in spec.slots}
     for slot in spec.slots:
         if slot.storage == "arena" and slot.first >= 0 and nbytes[slot.number] >= LARGE:
             slot.storage = "own"
@@ -119,8 +123,9 @@ def _changes(spec: ProgramSpec, nbytes: Mapping[int, int]) -> dict[int, _Change]
     return found
 
 
-def _likely_bytes(slot: Slot, hints: Mapping[str, int]) -> int:
+def likely_bytes(layout: Layout, hints: Mapping[str, int]) -> int:
+    """Bytes of a tensor by the sizes expected; as many as count as large when those do not say."""
     try:
-        return slot_bytes(slot, hints)
+        return _layout_bytes(layout, hints)
     except KeyError:
         return LARGE

@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,8 @@ from ..passes.lowering.refusals import CannotLower
 from ..passes.lowering.shapes import args_of, argument, size_index
 from .batch import Batch, CannotTabulate
 from .gemm import Product, gemm_steps
-from .lifetimes import add_lifetime_steps, settle_lifetimes
+from .in_place import Storages, same_extent, written_over
+from .lifetimes import LARGE, add_lifetime_steps, likely_bytes, settle_lifetimes
 from .size_hints import size_hints
 from .steps import (
     ExternStep,
@@ -83,15 +84,20 @@ def make_program(
     Raises:
         CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
     """
-    spec = _Maker(graph, gemm or default_gemm_choice()).make()
+    hints = size_hints(graph)
+    spec = _Maker(graph, gemm or default_gemm_choice(), hints if follow_lifetimes else None).make()
     if follow_lifetimes:
-        add_lifetime_steps(spec, size_hints(graph))
+        add_lifetime_steps(spec, hints)
     return spec
 
 
 class _Maker:
-    def __init__(self, graph: GraphModule, gemm: GemmChoice) -> None:
+    def __init__(
+        self, graph: GraphModule, gemm: GemmChoice, hints: Mapping[str, int] | None
+    ) -> None:
         self.graph = graph
+        self.hints = hints
+        self.storages: Storages | None = None
         self.gemm = gemm
         self.spec = ProgramSpec([], [], [], [], [])
         self.values: dict[Node, Any] = {}
@@ -99,6 +105,8 @@ class _Maker:
         self.layouts: dict[Any, Layout] = {}
 
     def make(self) -> ProgramSpec:
+        if self.hints is not None:
+            self.storages = Storages(self.graph.graph, self._shared)
         for node in self.graph.graph.nodes:
             try:
                 self._node(node)
@@ -233,6 +241,21 @@ class _Maker:
             return _shares(node.meta["val"], args_of(node)[0].meta["val"])
         return target.is_view
 
+    def _shared(self, node: Node) -> Node | None:
+        """The node whose memory the result of another one is."""
+        if node.op != "call_function" or isinstance(node.target, (KernelOp, BatchOp)):
+            return None
+        if node.target is aten.copy_.default or self._is_alias(node):
+            return args_of(node)[0]
+        source = args_of(node)[0] if node.target is operator.getitem else node
+        if source is not node and self._is_alias(source):
+            return source
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return None
+        tensors = (n for n in source.all_input_nodes if isinstance(n.meta["val"], torch.Tensor))
+        return next((n for n in tensors if _shares(value, n.meta["val"])), None)
+
     def _alias(self, node: Node) -> None:
         source = self.values[args_of(node)[0]]
         base = args_of(node)[0].meta["val"]
@@ -260,16 +283,17 @@ class _Maker:
     # -- steps ----------------------------------------------------------------------------------
 
     def _kernel(self, node: Node, op: KernelOp) -> None:
+        made = dict(zip(_results(op), node.meta["val"], strict=True))
+        op, taken = self._in_place(node, op)
         given = iter(args_of(node))
         slots: list[int] = []
         offsets: list[Index] = []
-        results: list[TensorRef] = []
+        results: dict[str, TensorRef] = {}
         tensors: list[TensorRef] = []
-        made = iter(node.meta["val"])
         for buffer in op.nest.buffers:
             if buffer.role == "out":
-                slot = self._slot(self._layout(next(made)), "arena")
-                results.append(TensorRef(slot.number, slot.layout, ZERO, True))
+                slot = self._slot(self._layout(made[buffer.name]), "arena")
+                results[buffer.name] = TensorRef(slot.number, slot.layout, ZERO, True)
                 slots.append(slot.number)
                 offsets.append(ZERO)
                 continue
@@ -279,11 +303,48 @@ class _Maker:
             slots.append(value.slot)
             offsets.append(value.offset * value.layout.dtype.itemsize)
             tensors.append(value)
+            if buffer.name in taken:
+                name = taken[buffer.name]
+                layout = self._layout(made[name])
+                whole = layout == self.spec.slots[value.slot].layout
+                results[name] = TensorRef(value.slot, layout, ZERO, whole)
         function = self._function(op, "call")
         self.spec.steps.append(
             KernelStep(op, function, tuple(slots), tuple(offsets), op.nest.sizes, tuple(tensors))
         )
-        self.values[node] = tuple(results)
+        self.values[node] = tuple(results[name] for name in made)
+
+    def _in_place(self, node: Node, op: KernelOp) -> tuple[KernelOp, dict[str, str]]:
+        """The kernel writing over operands that die with it; the results by the operands' names."""
+        taken: dict[str, str] = {}
+        if self.storages is None or self.hints is None:
+            return op, taken
+        buffers = op.nest.buffers
+        operands = zip((b for b in buffers if b.role != "out"), args_of(node), strict=False)
+        free = [
+            (buffer, self.values[source])
+            for buffer, source in operands
+            if buffer.role == "in" and self.storages.ends_at(source, node)
+        ]
+        results = [buffer for buffer in buffers if buffer.role == "out"]
+        users = {args_of(user)[1]: user for user in node.users}
+        for number, (out, value) in enumerate(zip(results, node.meta["val"], strict=True)):
+            layout = self._layout(value)
+            if likely_bytes(layout, self.hints) < LARGE:
+                continue
+            returned = number in users and self.storages.is_returned(users[number])
+            for pair in free:
+                operand, ref = pair
+                known = self.spec.slots[ref.slot].layout
+                # What is handed out must be a storage's one tensor, and no view of it.
+                fits = layout == known or (not returned and same_extent(layout, known))
+                merged = written_over(op, out, operand) if fits and ref.offset == ZERO else None
+                if merged is not None:
+                    op = merged
+                    taken[operand.name] = out.name
+                    free.remove(pair)
+                    break
+        return op, taken
 
     def _function(self, op: KernelOp, kind: str) -> int:
         """The number of the function for a kernel; equal kernels called in one way share one."""
@@ -386,6 +447,11 @@ class _Maker:
 
     def _reference(self, node: Node) -> Any:
         return self.values[node]
+
+
+def _results(op: KernelOp) -> list[str]:
+    """The names of the buffers that a kernel makes."""
+    return [buffer.name for buffer in op.nest.buffers if buffer.role == "out"]
 
 
 def _is_symbolic(value: torch.Tensor) -> bool:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from benchmarks.memory_models import build
 from benchmarks.torch_budget import joint_graph
 from deepcompile.budget.plan_file import load_plans, save_plans
+from deepcompile.budget.refine import Figures, quickest, smallest
 from deepcompile.budget.report import BudgetReport
 from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.errors import OptionError
 from deepcompile.options import Options
 from deepcompile.passes.checkpoints.forms import ERRORS, Form, allowed_forms
 from deepcompile.passes.checkpoints.joint import Joint
-from deepcompile.passes.checkpoints.place import alternatives, fit, lowest
+from deepcompile.passes.checkpoints.place import alternatives
 from deepcompile.recording import recording
 
 
@@ -157,15 +158,17 @@ def test_a_mix_of_forms_is_quicker_than_any_alone() -> None:
     options = {}
     for way, forms in ways.items():
         facts = Joint(joint.graph, kwargs["num_fwd_outputs"], rates_of_cpu(2))
-        options[way] = alternatives(facts, forms)
+        options[way] = [Figures(found) for found in alternatives(facts, forms)]
         for node in reversed(joint.graph.nodes):
             if node in facts.extra:
                 joint.graph.erase_node(node)
-    size = lowest(options["again"])
-    seconds = {way: fit(found, size)[1].seconds for way, found in options.items()}
+    size = smallest(options["again"])
+    found = {way: quickest(figures, size) for way, figures in options.items()}
+    seconds = {way: plan[1].seconds for way, plan in found.items() if plan is not None}
     assert seconds["mix"] < 0.5 * min(seconds[way] for way in ("again", "bits", "host"))
     assert max(seconds["bits"], seconds["host"]) < seconds["again"]
-    chosen, combination = fit(options["mix"], size)
+    assert found["mix"] is not None
+    chosen, combination = found["mix"]
     forms_used = {
         form for part in chosen.chosen(combination) for form in chosen.form_of(part).values()
     }

@@ -214,6 +214,8 @@ def is_fusible(node: Node) -> bool:
     if node.op != "call_function":
         return False
     target: Any = node.target
+    if target is operator.getitem:
+        return is_fusible(node.all_input_nodes[0])
     packet = getattr(target, "overloadpacket", None)
     if packet in REDUCTIONS or packet in _GATHERS or packet in _MADE or target in COPIES:
         return True

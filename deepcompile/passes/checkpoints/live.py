@@ -62,10 +62,12 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
             for source in reads.get(entry, ()):
                 last[source] = count
     change = [0] * (count + 2)
+    over = _written_over(joint, walk, reads, last, number)
     for entry in written:
         size = joint.nbytes(walk.origin[entry])
+        end = min(last.get(entry, number[entry]), count) + 1
         change[number[entry]] += size
-        change[min(last.get(entry, number[entry]), count) + 1] -= size
+        change[end - (entry in over)] -= size
     for entry, size in inputs.items():
         change[0] += size
         change[min(last.get(entry, 0), count) + 1] -= size
@@ -101,6 +103,11 @@ def _written(joint: Joint, walk: Walk) -> set[object]:
     for entry in walk.nodes:
         for source in walk.sources[entry]:
             users.setdefault(source, []).append(entry)
+    # What kernels compute waits for the first that reads it.
+    for entry in reversed(walk.nodes):
+        if joint.is_fusible(walk.origin[entry]) and entry not in walk.outputs:
+            waits = min((depth[user] for user in users.get(entry, ())), default=0)
+            depth[entry] = max(depth[entry], waits)
     found: set[object] = set()
     through: dict[object, bool] = {}
     for entry in reversed(walk.nodes):
@@ -137,6 +144,33 @@ def _reads_through(
         if entry in written or entry in walk.outputs or not joint.is_fusible(walk.origin[entry]):
             found[entry] = seen[entry]
     return found
+
+
+def _written_over(
+    joint: Joint,
+    walk: Walk,
+    reads: Mapping[object, frozenset[object]],
+    last: Mapping[object, int],
+    number: Mapping[object, int],
+) -> set[object]:
+    """Entries whose memory becomes that of what is made of them last, by a kernel."""
+    found: set[object] = set()
+    for entry, sources in reads.items():
+        node = walk.origin[entry]
+        if not joint.is_fusible(node):
+            continue
+        like = joint.nbytes(node), _dtype(node)
+        for source in sorted(sources & walk.sources.keys(), key=lambda s: number[s]):
+            other = walk.origin[source]
+            dies = last[source] == number[entry] and source not in found
+            if dies and (joint.nbytes(other), _dtype(other)) == like:
+                found.add(source)
+                break
+    return found
+
+
+def _dtype(node: Node) -> object:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def walk_of(nodes: Iterable[Node], outputs: Iterable[Node]) -> Walk:

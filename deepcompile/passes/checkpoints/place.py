@@ -9,13 +9,15 @@ from torch.fx import Node
 
 from ...capture.offload import OFFLOAD
 from .choices import keep_sets, layer_of
-from .combine import Choice, Combination, combine, peak_of, smallest_peak
+from .combine import Choice, Combination
 from .emit import Recompute, backward_segments, recompute
 from .forms import Form, Forms, Stored, add_forms
 from .joint import Joint
 from .live import Live, live_bytes, walk_of
 from .segments import Segments, segment
 
+PARTS = (12, 18, 24)
+"""Into how many segments a model is cut, one after the other, in which no layer repeats."""
 GROUPS = (2, 4, 8)
 """How many equal layers may go without the tensors between them."""
 
@@ -88,8 +90,21 @@ def alternatives(joint: Joint, allowed: Sequence[Form] = ()) -> list[Options]:
     segments = segment(joint)
     found = [options_of(joint, segments, forms, allowed)]
     if not segments.repeats:
-        found.append(options_of(joint, segment(joint, balanced=True), forms, allowed))
+        cuts = [segment(joint, parts=parts) for parts in PARTS]
+        found += [options_of(joint, cut, forms, allowed) for cut in cuts]
     return found
+
+
+def finer(first: Options, allowed: Sequence[Form] = ()) -> list[Options]:
+    """Choices for layers that are cut once more, wherever a single tensor crosses.
+
+    Backward then computes a layer again for each part of it, and holds less at once. Nothing where
+    no layer can be cut.
+    """
+    cut = segment(first.joint, within_layers=True)
+    if not first.segments.repeats or cut.count == first.segments.count:
+        return []
+    return [options_of(first.joint, cut, first.forms, allowed)]
 
 
 def options_of(
@@ -149,7 +164,7 @@ def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
         )
     ]
     groups: list[Part] = []
-    runs = _runs(segments.kind) if segments.repeats else [(0, segments.count)]
+    runs = segments.runs
     for start, end in runs:
         for at in range(start, end - size + 1, size):
             last = at + size - 1
@@ -178,16 +193,6 @@ def _in_form(part: Part, stored: Mapping[Node, Stored]) -> Part:
         keep.update(other.kept)
     instead = {node: other.restored for node, other in changed.items()}
     return Part(part.start, part.end, frozenset(keep), instead)
-
-
-def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
-    """Where equal segments follow each other: start and end."""
-    found, start = [], 0
-    for at in range(1, len(kinds) + 1):
-        if at == len(kinds) or kinds[at] != kinds[start]:
-            found.append((start, at))
-            start = at
-    return found
 
 
 def _simulate(options: Options, parts: Sequence[Part]) -> list[Choice]:
@@ -278,36 +283,3 @@ def _most(homes: Sequence[int], live: Live, before: Sequence[int]) -> list[int]:
     for number, size in zip(homes, live.bytes, strict=True):
         found[number] = max(found[number], size - before[number])
     return found
-
-
-def fit(
-    alternatives: Sequence[Options], budget: int, *, bound: bool = True
-) -> tuple[Options, Combination]:
-    """The quickest combination within `budget` bytes beside the inputs of the step.
-
-    Args:
-        alternatives: ways to cut the model.
-        budget: bytes.
-        bound: whether to look for the least that no combination undercuts, too.
-
-    Raises ValueError when none fits.
-    """
-    found = [(options, combine(options.layers, budget, bound=bound)) for options in alternatives]
-    fitting = [(options, combination) for options, combination in found if combination]
-    options, best = min(fitting, key=lambda pair: pair[1].seconds)
-    bounds = [combination.bound for _, combination in fitting]
-    known = [found for found in bounds if found is not None]
-    return options, replace(best, bound=min(known)) if known else best
-
-
-def lowest(alternatives: Sequence[Options]) -> int:
-    """The smallest budget that fits."""
-    return min(smallest_peak(options.layers)[0] for options in alternatives)
-
-
-def highest(alternatives: Sequence[Options]) -> int:
-    """What is needed when everything that helps is kept."""
-    return min(
-        peak_of(options.layers, [(number, 0) for number in range(len(options.layers))])
-        for options in alternatives
-    )

@@ -26,6 +26,7 @@ class Segments:
         cheap: what is made of inputs alone by kernels alone, and so is made again where needed.
         kind: of each segment, a number; segments with one kind are the same.
         members: of each segment, its nodes in order; equal segments have equal nodes in one order.
+        runs: where segments may go together, in groups from the first on: start and end.
     """
 
     count: int = 0
@@ -34,6 +35,7 @@ class Segments:
     cheap: set[Node] = field(default_factory=set)
     kind: list[int] = field(default_factory=list)
     members: list[list[Node]] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def repeats(self) -> bool:
@@ -44,19 +46,20 @@ class Segments:
         return weight[True] >= weight[False]
 
 
-def segment(joint: Joint, *, balanced: bool = False) -> Segments:
+def segment(joint: Joint, *, parts: int | None = None, within_layers: bool = False) -> Segments:
     """Cut forward where one tensor crosses; layers that repeat become one segment each.
 
-    With `balanced` into parts of as much work, wherever few bytes cross: for models in which no
-    layer repeats, or tensors skip many of them.
+    With a number of `parts` into so many of as much work, wherever few bytes cross: for models in
+    which no layer repeats, or tensors skip many of them. `within_layers` cuts layers that repeat
+    wherever one tensor crosses, too.
     """
     order = [node for node in joint.forward if node in joint.required and not is_symbol(node)]
     found = Segments(cheap=_cheap(joint))
     crossing = _crossing(joint, order, found.cheap)
-    if balanced:
-        groups = _balanced(order, crossing)
+    if parts is None:
+        groups, run = _repeating(joint, _atoms(order, crossing), within_layers)
     else:
-        groups = _repeating(joint, _atoms(order, crossing))
+        groups, run = _balanced(order, crossing, parts), None
     for number, group in enumerate(groups):
         for node in group:
             found.home[node] = number
@@ -84,6 +87,20 @@ def segment(joint: Joint, *, balanced: bool = False) -> Segments:
     for members in found.members:
         key = _shape_of(joint, members, found)
         found.kind.append(kinds.setdefault(key, len(kinds)))
+    if within_layers and run is not None:
+        found.runs = [run]
+    else:
+        found.runs = _runs(found.kind) if found.repeats else [(0, found.count)]
+    return found
+
+
+def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
+    """Where equal segments follow each other: start and end."""
+    found, start = [], 0
+    for at in range(1, len(kinds) + 1):
+        if at == len(kinds) or kinds[at] != kinds[start]:
+            found.append((start, at))
+            start = at
     return found
 
 
@@ -155,10 +172,10 @@ def _atoms(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
     return _with_heavy_tail(atoms, heavy)
 
 
-def _balanced(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
+def _balanced(order: Sequence[Node], crossing: _Crossing, most: int) -> list[list[Node]]:
     """Parts with about as many products each, cut where the fewest bytes cross."""
     heavy = [number for number, is_heavy in enumerate(crossing.heavy) if is_heavy]
-    parts = max(1, min(MOST_PARTS, len(heavy) // 2))
+    parts = max(1, min(most, len(heavy) // 2))
     cuts: list[int] = []
     for part in range(1, parts):
         at = part * len(heavy) // parts
@@ -166,10 +183,6 @@ def _balanced(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
         cuts.append(min(window, key=lambda number: (crossing.nbytes[number], -number)) + 1)
     edges = [0, *sorted(set(cuts)), len(order)]
     return [list(order[start:end]) for start, end in pairwise(edges) if end > start]
-
-
-MOST_PARTS = 12
-"""Into how many segments a model is cut in which no layer repeats."""
 
 
 def _with_heavy_tail(atoms: list[list[Node]], heavy: bool) -> list[list[Node]]:
@@ -180,17 +193,25 @@ def _with_heavy_tail(atoms: list[list[Node]], heavy: bool) -> list[list[Node]]:
     return atoms
 
 
-def _repeating(joint: Joint, atoms: list[list[Node]]) -> list[list[Node]]:
-    """Atoms put together, such that what repeats (a layer of two halves) is one segment."""
+def _repeating(
+    joint: Joint, atoms: list[list[Node]], within_layers: bool
+) -> tuple[list[list[Node]], tuple[int, int] | None]:
+    """Atoms put together, such that what repeats (a layer of two halves) is one segment.
+
+    With the place of all repetitions in the result. With `within_layers` halves stay apart.
+    """
     run = _longest_run([_signature(joint, atom) for atom in atoms], [len(atom) for atom in atoms])
     if run is None:
-        return atoms
+        return atoms, None
     start, end, period = run
+    step = 1 if within_layers else period
     groups = [_joined(atoms[:start])] if start else []
-    groups += [_joined(atoms[at : at + period]) for at in range(start, end, period)]
+    first = len(groups)
+    groups += [_joined(atoms[at : at + step]) for at in range(start, end, step)]
+    last = len(groups)
     if end < len(atoms):
         groups.append(_joined(atoms[end:]))
-    return groups
+    return groups, (first, last)
 
 
 def _joined(atoms: Sequence[list[Node]]) -> list[Node]:
