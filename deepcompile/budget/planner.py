@@ -131,6 +131,11 @@ class StepPlanner:
                 return self.planned(rung)
         return next((p for p in self.lowest_rungs if p.step.peak <= room), None)
 
+    def forget(self) -> None:
+        """Let go of the graphs of all plans so far; what is asked for again is made again."""
+        self._planned.clear()
+        self._by_choice.clear()
+
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room
 
