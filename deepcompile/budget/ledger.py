@@ -103,7 +103,8 @@ class PlannedGraph:
     def take(self, share: Share) -> None:
         """Run as a share of the budget says, from the next call on."""
         with self._tracing():
-            self.compiled = self._again(share)
+            bucket = self.compiled.report.bucket
+            self.compiled = self._again(replace(share, bucket=bucket))
         self.replaced = True
 
 
@@ -182,8 +183,7 @@ class Ledger:
         """A graph runs next for the first time."""
         with self._lock:
             self._entered += 1
-            if graph.frame in self._step:
-                self._step.clear()
+            self._begin_step(graph)
             self._step[graph.frame] = weakref.ref(graph)
             self._graphs = [weakref.ref(known) for known in [*self._alive(), graph]]
 
@@ -197,11 +197,17 @@ class Ledger:
             if graph.fresh:
                 graph.fresh = False
                 return
-            if graph.frame in self._step:
-                finished = [known for ref in self._step.values() if (known := ref()) is not None]
-                self._plan(finished)
-                self._step.clear()
+            self._begin_step(graph)
             self._step[graph.frame] = weakref.ref(graph)
+
+    def _begin_step(self, graph: PlannedGraph) -> None:
+        """If this graph ran already, those that ran made a step, and are planned as one."""
+        if graph.frame not in self._step:
+            return
+        finished = [known for ref in self._step.values() if (known := ref()) is not None]
+        if finished:
+            self._plan(finished)
+        self._step.clear()
 
     def _alive(self) -> list[PlannedGraph]:
         return [graph for ref in self._graphs if (graph := ref()) is not None]

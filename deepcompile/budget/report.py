@@ -9,6 +9,7 @@ from typing import Any
 from ..codegen.timeline import Timeline
 from ..options import format_size
 from ..passes.checkpoints.decisions import Decision
+from .buckets import Bucket
 from .plan_file import MemoryPlan
 from .planner import Planned
 from .shares import Way, way_of
@@ -30,6 +31,7 @@ class BudgetReport:
         assumed_optimizer: whether the bytes of the optimizer's state are a guess.
         graph: fingerprint of the joint graph.
         plan_unused: whether a plan file was given that has nothing for this graph.
+        bucket: the largest sizes that it is for.
         rung: of the plan among those of the planner.
         replanned: whether it is the graph's share in a plan for all graphs of the model.
         exceeds: whether the first step exceeds the budget; all graphs are planned again for others.
@@ -50,6 +52,7 @@ class BudgetReport:
     graph: str = ""
     decisions: list[Decision] = field(default_factory=list)
     plan_unused: bool = False
+    bucket: Bucket = field(default_factory=Bucket)
     rung: int | None = None
     replanned: bool = False
     exceeds: bool = False
@@ -75,6 +78,7 @@ class BudgetReport:
             "other_graphs": self.pinned.others,
             "replanned": self.replanned,
             "exceeds": self.exceeds,
+            "sizes": dict(self.bucket.sizes),
             "recompute_seconds": combination.seconds if combination else 0.0,
             "bound_seconds": combination.bound if combination else 0.0,
             "trials": self.trials,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..passes.checkpoints.combine import Choice, Layers, combine, smallest_peak
+from .buckets import Bucket
 from .step import StepTimeline
 
 
@@ -74,12 +75,14 @@ class Share:
         later: bytes of gradients of graphs after it, there while its backward runs.
         first: whether no graph runs before it: what goes in then comes from the user.
         way: how it has to run; None: to be planned.
+        bucket: the sizes that a way is for; None: to be found.
     """
 
     others: int = 0
     later: int = 0
     first: bool = True
     way: Way | None = None
+    bucket: Bucket | None = None
 
 
 def choose(members: Sequence[Member], budget: int) -> list[Share] | None:

@@ -9,7 +9,7 @@ program made of it is simulated exactly (`codegen.timeline`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from ..passes.checkpoints.decisions import decisions
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint
 from ..runtime.free_memory import free_memory, total_memory
+from .buckets import Bucket, bucket_of
 from .menu import Menu
 from .plan_file import MemoryPlan, bind, fingerprint
 from .planner import Halves, Planned, StepPlanner
@@ -117,10 +118,40 @@ class BudgetedSplit:
             static_lifetime_input_indices=list(static),
             **kwargs,
         )
-        facts = Joint(joint.graph, num_fwd_outputs, self.rates, bit_exact=self.bit_exact)
+        before = set(joint.graph.nodes)
+        for bucket in self._buckets(joint.graph):
+            facts = Joint(
+                joint.graph,
+                num_fwd_outputs,
+                self.rates,
+                bit_exact=self.bit_exact,
+                sizes=bucket.sizes,
+            )
+            try:
+                return self._split(joint, facts, halves, static, bucket)
+            except MemoryBudgetError as error:
+                refused = error
+                _erase_new(joint.graph, before)
+        raise refused
+
+    def _buckets(self, graph: Graph) -> list[Bucket]:
+        """Sizes to plan for: all up to a power of two, or those that were seen where it must be."""
+        if self.share.bucket is not None:
+            return [self.share.bucket]
+        found = bucket_of(graph)
+        return [found] if found.is_exact else [found, found.exact()]
+
+    def _split(
+        self,
+        joint: GraphModule,
+        facts: Joint,
+        halves: Halves,
+        static: Sequence[int],
+        bucket: Bucket,
+    ) -> Halves:
         share = self.share
         pinned = pinned_bytes(facts, static, self.optimizer_bytes, share.others, share.first)
-        report = BudgetReport(self.budget, pinned)
+        report = BudgetReport(self.budget, pinned, bucket=bucket)
         report.assumed_optimizer = self.optimizer_bytes is None
         report.replanned = share.way is not None
         report.graph = fingerprint(facts)
@@ -142,6 +173,7 @@ class BudgetedSplit:
         if not settled:
             halves = self._plan(planner, menu, report)
         planner.forget()
+        bucket.guard(from_below=report.planned is not None)
         self.decided(report, menu)
         return halves
 
@@ -249,9 +281,10 @@ class BudgetedSplit:
         storages = {
             node.name: (facts.base(node).name, facts.nbytes(node)) for node in facts.forward
         }
-        first, labels = self._timeline(forward, "forward", (), follow_lifetimes, storages)
+        sizes = facts.sizes
+        first, labels = self._timeline(forward, "forward", (), follow_lifetimes, storages, sizes)
         second, more = self._timeline(
-            backward, "backward", tuple(returned), follow_lifetimes, storages
+            backward, "backward", tuple(returned), follow_lifetimes, storages, sizes
         )
         return StepTimeline(first, second, sum(returned.values()), labels, more)
 
@@ -262,6 +295,7 @@ class BudgetedSplit:
         held: Sequence[str],
         follow_lifetimes: bool,
         storages: Mapping[str, tuple[str, int]],
+        sizes: Mapping[str, int],
     ) -> tuple[Timeline, dict[int, str]]:
         spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
@@ -270,7 +304,8 @@ class BudgetedSplit:
             for number, name in enumerate(names)
             if name.startswith("primals") or storages.get(name, (name, 0))[0] in held
         }
-        found = timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
+        sizes = size_hints(graph) | dict(sizes)
+        found = timeline(spec, sizes, pinned_inputs=pinned, granule=self.granule)
         hosted = _hosted(spec, names)
         labels = _labels(spec, names)
         spans = [span for span in found.spans if span.slot not in hosted]
@@ -348,6 +383,13 @@ def budget_bytes(budget: str | int, device: torch.device) -> int:
 
 MARGIN = 0.1
 """The part of the free memory that `memory_budget="auto"` leaves alone."""
+
+
+def _erase_new(graph: Graph, before: Collection[Node]) -> None:
+    """Take out what planning has written into a graph."""
+    for node in reversed(graph.nodes):
+        if node not in before:
+            graph.erase_node(node)
 
 
 def _copied(graph: GraphModule) -> GraphModule:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from ..codegen.timeline import ARENA, Timeline
-from ..passes.checkpoints.joint import Joint, bytes_of, is_tangent
+from ..passes.checkpoints.joint import Joint, is_tangent
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,15 @@ def pinned_bytes(
     """
     primals = [n for n in facts.position if n.op == "placeholder" and not is_tangent(n)]
     counted = [n for at, n in enumerate(primals) if at in static or first]
-    parameters = sum(bytes_of(n) for n in counted if facts.base(n) is n)
+    parameters = sum(facts.nbytes(n) for n in counted if facts.base(n) is n)
     gradients = facts.outputs[facts.forward_outputs :]
     trained = [
         primals[number]
         for number, gradient in enumerate(gradients)
         if isinstance(gradient, Node) and number in static and number < len(primals)
     ]
-    gradient_bytes = sum(bytes_of(n) for n in trained)
+    gradient_bytes = sum(facts.nbytes(n) for n in trained)
     if optimizer_bytes is not None:
         return Pinned(parameters, optimizer_bytes if first else 0, others, gradient_bytes)
-    state = sum(2 * 4 * bytes_of(n) // n.meta["val"].element_size() for n in trained)
+    state = sum(2 * 4 * facts.nbytes(n) // n.meta["val"].element_size() for n in trained)
     return Pinned(parameters, state, others, gradient_bytes)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from deepcompile.budget.buckets import Bucket
 from deepcompile.budget.ledger import Ledger, PlannedGraph, ledger_of
 from deepcompile.budget.shares import Member, Share, Way, choose, smallest
 from deepcompile.errors import MemoryBudgetError
@@ -31,7 +32,7 @@ def graph(frame: str, *ways: Way, own: int = 5) -> PlannedGraph:
 
     def compiled(now: Way) -> SimpleNamespace:
         pinned = SimpleNamespace(own=own, gradients=0)
-        report = SimpleNamespace(way=now, pinned=pinned, budget=BUDGET)
+        report = SimpleNamespace(way=now, pinned=pinned, budget=BUDGET, bucket=Bucket())
         return SimpleNamespace(report=report, menu=SimpleNamespace(ways=ways))
 
     return PlannedGraph(frame, compiled(ways[0]), lambda share: compiled(share.way), nullcontext)
