@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from deepcompile.backend import recording
 from deepcompile.errors import MemoryBudgetError
 from deepcompile.recording import Recording
-from tests.backend.budget_steps import Values, blocks, check_close, report_of, rows
+from tests.backend.budget_steps import Values, blocks, check_close, rows
 
 pytestmark = pytest.mark.slow
 
