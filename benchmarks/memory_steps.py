@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from deepcompile.options import Options
 from deepcompile.passes.checkpoints.combine import relaxed
 from deepcompile.passes.checkpoints.joint import Joint
 from deepcompile.passes.checkpoints.place import backward_live, forward_live
+from deepcompile.passes.checkpoints.unsolved import Unsolved
 
 _ENDLESS = 1 << 50
 
@@ -83,8 +85,10 @@ class TrainingStep:
 
     def bound(self, room: int) -> float | None:
         """Seconds of recomputation that no combination of the choices undercuts within `room`."""
-        found = [relaxed(options.layers, room) for options in self.planner.options]
-        known = [bound for bound in found if bound is not None]
+        known = []
+        for options in self.planner.options:
+            with suppress(Unsolved):  # not all ways to cut the model fit every room
+                known.append(relaxed(options.layers, room))
         return min(known, default=None)
 
     def floor(self, planned: Planned) -> tuple[int, int]:

@@ -64,6 +64,16 @@ class BudgetReport:
         seconds = self.planned.combination.seconds if self.planned else 0.0
         return way_of(self.step, self.rung, self.follow_lifetimes, seconds)
 
+    @property
+    def unsolved(self) -> list[str]:
+        """Why choices may not be the quickest, or why there is no bound: each reason once."""
+        if self.planned is None:
+            return []
+        missing = self.planned.combination.no_bound
+        return list(
+            dict.fromkeys([*self.planned.options.unsolved, *([missing] if missing else [])])
+        )
+
     def facts(self) -> dict[str, Any]:
         """As fields of an event."""
         combination = self.planned.combination if self.planned else None
@@ -81,6 +91,7 @@ class BudgetReport:
             "sizes": dict(self.bucket.sizes),
             "recompute_seconds": combination.seconds if combination else 0.0,
             "bound_seconds": combination.bound if combination else 0.0,
+            "unsolved": self.unsolved,
             "trials": self.trials,
             "plan_seconds": round(self.plan_seconds, 4),
             "trial_seconds": round(self.trial_seconds, 4),

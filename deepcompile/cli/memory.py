@@ -99,11 +99,13 @@ def _print(plan: PlanRecord, limit: int) -> None:
         click.echo("  nothing had to be computed again\n")
         return
     bound = facts.get("bound_seconds")
-    shown = "no solver" if bound is None else f"{bound * 1e3:.2f} ms"
+    shown = "none" if bound is None else f"{bound * 1e3:.2f} ms"
     click.echo(
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
         f"model (bound: {shown})"
     )
+    for why in facts.get("unsolved", ()):
+        click.echo(f"  choices may not be the best, or have no bound: {why}")
     for decision, count in Counter(row["decision"] for row in plan.tensors).most_common():
         click.echo(f"  {decision}: {count} tensors, {format_size(plan.total(decision))}")
     for half, course in plan.timeline.items():

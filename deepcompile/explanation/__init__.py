@@ -86,6 +86,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         optimizer_assumed=report.assumed_optimizer,
         recompute_seconds=facts["recompute_seconds"],
         bound_seconds=facts["bound_seconds"],
+        unsolved=tuple(report.unsolved),
         plan_seconds=report.plan_seconds,
         tensors=tuple(
             TensorFacts(

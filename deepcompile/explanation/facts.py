@@ -103,7 +103,9 @@ class BudgetFacts:
         optimizer: state of the optimizer, part of the peak.
         optimizer_assumed: whether that is a guess: two fp32 numbers a trained one.
         recompute_seconds: what computing again takes in one step.
-        bound_seconds: what no plan undercuts at this budget; None without a solver.
+        bound_seconds: what no plan undercuts at this budget; None where none was found.
+        unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
+            said; each reason once.
         plan_seconds: of planning, compiling for trial left out.
         tensors: none where the budget needed no plan.
     """
@@ -116,6 +118,7 @@ class BudgetFacts:
     optimizer_assumed: bool
     recompute_seconds: float
     bound_seconds: float | None
+    unsolved: tuple[str, ...]
     plan_seconds: float
     tensors: tuple[TensorFacts, ...]
 
@@ -316,11 +319,12 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
     ]
     if not facts.tensors:
         return [*rows, "nothing had to be computed again"]
-    bound = "no solver" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
+    bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
     rows.append(
         f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
         f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
     )
+    rows += [f"choices may not be the best, or have no bound: {why}" for why in facts.unsolved]
     for decision in ("keep", "recompute"):
         chosen = [tensor for tensor in facts.tensors if tensor.decision == decision]
         total = sum(tensor.nbytes for tensor in chosen)

@@ -43,6 +43,7 @@ class Options:
     Attributes:
         parts: by the segment that each begins with.
         layers: the same as numbers, for `combine`.
+        unsolved: why choices are not the quickest of their size, each reason once; see `keep_sets`.
     """
 
     joint: Joint
@@ -51,6 +52,7 @@ class Options:
     forms: Forms = field(default_factory=Forms)
     parts: list[list[Part]] = field(default_factory=list)
     layers: list[list[Choice]] = field(default_factory=list)
+    unsolved: dict[str, None] = field(default_factory=dict)
 
     def recompute(self, parts: Iterable[Part]) -> Recompute:
         """Backward when these parts, which cover all segments, keep what they keep."""
@@ -108,7 +110,7 @@ def options_of(
         layer = layer_of(joint, segments, number)
         kind = segments.kind[number]
         if kind not in solved:
-            solved[kind] = keep_sets(layer)
+            solved[kind] = keep_sets(layer, found.unsolved.setdefault)
         whole = [
             Part(number, number + 1, frozenset(layer.nodes[at] for at in kept))
             for kept in solved[kind]
@@ -297,7 +299,11 @@ def fit(
     options, best = min(fitting, key=lambda pair: pair[1].seconds)
     bounds = [combination.bound for _, combination in fitting]
     known = [found for found in bounds if found is not None]
-    return options, replace(best, bound=min(known)) if known else best
+    if len(known) == len(fitting):
+        return options, replace(best, bound=min(known))
+    # Of a way to cut the model that has no bound nobody knows what undercuts it.
+    why = next((combination.no_bound for _, combination in fitting if combination.no_bound), None)
+    return options, replace(best, bound=None, no_bound=why)
 
 
 def lowest(alternatives: Sequence[Options]) -> int:
