@@ -102,9 +102,10 @@ class PlannedGraph:
 
     def take(self, share: Share) -> None:
         """Run as a share of the budget says, from the next call on."""
+        before = self.compiled.report
         with self._tracing():
-            bucket = self.compiled.report.bucket
-            self.compiled = self._again(replace(share, bucket=bucket))
+            self.compiled = self._again(replace(share, bucket=before.bucket))
+        before.replaced = True
         self.replaced = True
 
 

@@ -34,6 +34,7 @@ class BudgetReport:
         bucket: the largest sizes that it is for.
         rung: of the plan among those of the planner.
         replanned: whether it is the graph's share in a plan for all graphs of the model.
+        replaced: whether the graph has been planned once more since.
         exceeds: whether the first step exceeds the budget; all graphs are planned again for others.
         decisions: one row a tensor; empty where the budget needs no plan.
     """
@@ -55,6 +56,7 @@ class BudgetReport:
     bucket: Bucket = field(default_factory=Bucket)
     rung: int | None = None
     replanned: bool = False
+    replaced: bool = False
     exceeds: bool = False
 
     @property

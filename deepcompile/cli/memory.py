@@ -95,6 +95,15 @@ def _print(plan: PlanRecord, limit: int) -> None:
         f"  parameters and inputs {format_size(facts['parameters'])}, "
         f"optimizer {format_size(facts['optimizer'])}{guess}"
     )
+    if facts.get("sizes"):
+        sizes = ", ".join(f"{name} = {size}" for name, size in facts["sizes"].items())
+        click.echo(f"  for sizes up to {sizes}")
+    if facts.get("exceeds"):
+        click.echo(
+            "  for the first step only: it exceeds the budget, for earlier graphs took the room"
+        )
+    if facts.get("replanned"):
+        click.echo("  in place of an earlier plan: planned once more with all graphs of the model")
     if not plan.tensors:
         click.echo("  nothing had to be computed again\n")
         return

@@ -134,6 +134,8 @@ class Explanation:
         failed_passes: (pass, error) of passes that were left out.
         seconds: of the whole first run, tracing and compiling included.
         budgets: one entry a graph with gradients, where `memory_budget` is set.
+        measured_peak: bytes of one step of all graphs, with what is pinned as predicted; None
+            without a budget, or where it cannot be measured.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -144,6 +146,7 @@ class Explanation:
     failed_passes: tuple[tuple[str, str], ...]
     seconds: float
     budgets: tuple[BudgetFacts, ...] = ()
+    measured_peak: int | None = None
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -282,6 +285,12 @@ class Explanation:
 
         for budget in self.budgets:
             yield "memory budget", _budget_rows(budget)
+        if self.measured_peak is not None:
+            predicted = max(budget.peak for budget in self.budgets)
+            yield (
+                "peak of a step",
+                [f"predicted {_size(predicted)}, measured {_size(self.measured_peak)}"],
+            )
 
     def _graph_lines(self) -> Iterator[str]:
         for graph in self.graphs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -100,6 +101,19 @@ def test_a_plan_for_several_steps_never_needs_more_than_before() -> None:
     assert first.way == LEAN
     ran(ledger, other, first)  # beside a leaner version of the second the first could be rich
     assert first.way == LEAN
+
+
+def test_threads_that_call_at_once_plan_once() -> None:
+    ledger = Ledger()
+    first, second = graph("first", RICH, LEAN), graph("second", RICH, LEAN, own=20)
+    ran(ledger, first, second)
+    again, compiled = first._again, []
+    for each in (first, second):
+        each._again = lambda share: (compiled.append(share), again(share))[1]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: ran(ledger, first, second), range(200)):
+            pass
+    assert len(compiled) == 1
 
 
 def test_steps_that_fit_in_no_plan_are_refused_each_time() -> None:
