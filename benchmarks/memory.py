@@ -128,9 +128,7 @@ def _budgets(name: str, step: TrainingStep, count: int, found: Found) -> None:
         seconds = _seconds(planned)
         bound = step.bound(room)
         flops = matmul_flops(planned.halves[1])
-        rows.append(
-            BudgetRow(room, planned.step.peak, seconds, seconds if bound is None else bound, flops)
-        )
+        rows.append(BudgetRow(room, planned.step.peak, seconds, min(bound, seconds), flops))
     whole = step.full_seconds
     step_ratio = max((whole + row.seconds) / (whole + row.bound) for row in rows)
     told = [row.seconds / row.bound for row in rows if row.bound > _NOTHING * whole]

@@ -80,7 +80,7 @@ class TrainingStep:
         self.programs.clear()
         return self.split.simulate(halves, facts or self.facts, follow_lifetimes=True)
 
-    def bound(self, room: int) -> float | None:
+    def bound(self, room: int) -> float:
         """Seconds of recomputation that no combination of the choices undercuts within `room`."""
         return self.planner.bound(room)
 

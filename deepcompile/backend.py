@@ -5,14 +5,12 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +18,20 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
-from .budget.ledger import Ledger, ledger_of
-from .budget.report import BudgetReport
+from .budget.ledger import Compiled, Ledger, ledger_of
+from .budget.menu import Menu
+from .budget.report import BudgetReport, warn_of_first_step
 from .budget.setup import budgeted_split
+from .budget.shares import Share
 from .budget.split import BudgetedSplit
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import in_short
-from .capture.torch_private import current_frame, exceptions_meant_for_dynamo
+from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
-from .codegen.steps import ExternStep, KernelStep, TableStep
+from .codegen.steps import KernelStep, TableStep
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
@@ -40,16 +40,16 @@ from .ir.blame import Place, place_of, place_of_node
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
-from .ir.origins import origin_of
 from .options import Options
+from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
-from .recording import CompiledGraph, Kind, recordings
+from .recording import CompiledGraph, Kind, externs_of, recordings
 from .recording import Recording as Recording
 from .recording import recording as recording
-from .runtime.build import BuildFailed, build
+from .runtime.build import BuildFailed, build, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.device import (
     cannot_generate,
@@ -99,14 +99,24 @@ def deepep(
 
 
 class _Compiler:
-    """One compile: one graph of Dynamo, which gives one or two programs."""
+    """One compile: one graph of Dynamo, which gives one or two programs.
+
+    Args:
+        options: of the compile.
+        ledger: of the graphs that share a memory budget.
+        share: of it, where that is decided already.
+    """
 
     follow_lifetimes = False
     """Whether programs take and let go of memory as they run; see `make_program`."""
+    planned: tuple[BudgetReport, Menu] | None = None
 
-    def __init__(self, options: Options, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, options: Options, ledger: Ledger | None = None, share: Share | None = None
+    ) -> None:
         self.options = options
         self.ledger = ledger or Ledger()
+        self.share = share
         log.setLevel(options.log_level.upper())
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
@@ -144,13 +154,25 @@ class _Compiler:
             options=self.options,
             note=self.note,
         )
-        self.ledger.compiled(current_frame(), compiled)
-        return compiled
+        if self.planned is None or self.share is not None:
+            return compiled
+        again = partial(self._compiled_again, gm, list(example_inputs))
+        return self.ledger.entered(Compiled(compiled, *self.planned), again, example_inputs)
+
+    def _compiled_again(
+        self, gm: GraphModule, example_inputs: Sequence[Any], share: Share
+    ) -> Compiled:
+        compiler = _Compiler(self.options, self.ledger, share)
+        compiler.device = self.device
+        run = compiler.capture(gm, example_inputs)
+        if compiler.planned is None:
+            raise CompileError("a graph did not compile once more for its memory_budget")
+        return Compiled(run, *compiler.planned)
 
     def _budgeted_split(self) -> BudgetedSplit | None:
-        others = self.ledger.before(current_frame())
+        decided = self._budget_decided
         return budgeted_split(
-            self.options, self.device, self._trial_program, self._budget_decided, others
+            self.options, self.device, self._trial_program, decided, self.ledger, self.share
         )
 
     def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
@@ -161,9 +183,11 @@ class _Compiler:
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes)
 
-    def _budget_decided(self, report: BudgetReport) -> None:
+    def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
         self.follow_lifetimes = report.follow_lifetimes
-        self.ledger.enter(current_frame(), report.held)
+        self.planned = report, menu
+        if report.exceeds:
+            warn_of_first_step(report)
         self.note("memory-budget", **report.facts())
         for record in self.recordings:
             record.budgets.append(report)
@@ -240,7 +264,7 @@ class _Compiler:
         for record in self.recordings:
             record.graphs.append(compiled)
             compiled.source = gm
-        with _collector_paused():
+        with collector_paused():
             return self._compile_graph(gm, compiled, kind)
 
     def _compile_graph(
@@ -254,7 +278,7 @@ class _Compiler:
         except CannotCompile as error:
             return self._fall_back(gm, compiled, str(error), error)
         except CompilerMissing as error:
-            _warn_no_compiler(str(error))
+            warn_no_compiler(str(error))
             return self._fall_back(gm, compiled, str(error), error)
         except BuildFailed as error:
             reason = f"the C++ compiler refused the code: {error}"
@@ -287,7 +311,7 @@ class _Compiler:
             graph, self._gemm_choice(), follow_lifetimes=self.follow_lifetimes
         )
         compiled.code = emit_program(compiled.spec)
-        compiled.externs = _externs(graph, compiled.spec)
+        compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
         start = time.perf_counter()
@@ -316,7 +340,7 @@ class _Compiler:
             graph, GemmChoice(onednn=False), follow_lifetimes=self.follow_lifetimes
         )
         code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
-        compiled.externs = _externs(graph, compiled.spec)
+        compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
             if isinstance(kernel, str):
@@ -413,38 +437,6 @@ class _Compiler:
             )
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection inside: each one would walk all that tracing has made by then."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields under names that an event line does not use itself."""
     return {("graph_kind" if name == "kind" else name): value for name, value in fields.items()}
-
-
-def _externs(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | None]]:
-    nodes = {node.name: node for node in graph.graph.nodes}
-    found = []
-    for step in spec.steps:
-        if isinstance(step, ExternStep) and step.name in nodes:
-            node = nodes[step.name]
-            found.append((str(node.target), origin_of(node)))
-    return found
-
-
-_WARNED: set[str] = set()
-
-
-def _warn_no_compiler(reason: str) -> None:
-    if "compiler" in _WARNED:
-        return
-    _WARNED.add("compiler")
-    warnings.warn(f"deepcompile: {reason}; models run in eager.", stacklevel=2)

@@ -90,7 +90,7 @@ class CompileError(DeepCompileError):
 
 
 class MemoryBudgetError(DeepCompileError):
-    """A training step cannot fit the budget; nothing has run yet.
+    """A training step cannot fit the budget; the graph that does not fit has not run.
 
     `budget` and `smallest` are bytes: what was given, and the least that a plan was found for.
     """

@@ -13,8 +13,9 @@ from torch.fx import GraphModule
 from .budget.report import BudgetReport
 from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
-from .codegen.steps import KernelStep, TableStep
+from .codegen.steps import ExternStep, KernelStep, TableStep
 from .ir.kernel_op import KernelOp
+from .ir.origins import origin_of
 from .runtime.program import Program
 
 Kind = Literal["inference", "forward", "backward"]
@@ -79,3 +80,14 @@ def recording() -> Iterator[Recording]:
 def recordings() -> tuple[Recording, ...]:
     """Those that are open here."""
     return _RECORDINGS.get()
+
+
+def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | None]]:
+    """The calls of ATen in a program, as op and user line."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    found = []
+    for step in spec.steps:
+        if isinstance(step, ExternStep) and step.name in nodes:
+            node = nodes[step.name]
+            found.append((str(node.target), origin_of(node)))
+    return found

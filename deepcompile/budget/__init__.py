@@ -6,5 +6,8 @@ split.py      what AOTAutograd calls to split a joint graph
 setup.py      from the options of a compile to that
 report.py     what became of a budget
 plan_file.py  plans as files
-ledger.py     what the graphs of one model hold
+buckets.py    sizes that a plan is for
+menu.py       ways in which the step of one graph can run
+shares.py     the quickest combination of those, for all graphs of a model
+ledger.py     the graphs of a model, which of them run in one step, and when they are planned again
 """

@@ -12,11 +12,12 @@ from typing import TypeVar
 from torch.fx import GraphModule, Node
 
 from ..capture import torch_private
-from ..passes.checkpoints.combine import Combination, relaxed
+from ..passes.checkpoints.combine import Combination, combine
 from ..passes.checkpoints.emit import Recompute, written_out
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
 from ..passes.checkpoints.place import Options, Part, alternatives, finer
+from ..passes.checkpoints.unsolved import Unsolved
 from .refine import Figures, homes, largest, quickest, smallest
 from .step import StepTimeline
 
@@ -43,6 +44,7 @@ class Planned:
     """One plan for a training step, and what the programs made of it hold.
 
     Attributes:
+        number: what `StepPlanner.planned` gives it for.
         size: bytes it was made for, beside what is pinned.
         options: what could have been chosen.
         combination: what was chosen for each part of the model.
@@ -53,6 +55,7 @@ class Planned:
         step: the simulation of their programs.
     """
 
+    number: int
     size: int
     options: Options
     combination: Combination
@@ -111,11 +114,11 @@ class StepPlanner:
             self._learn(found, low + int(max(high - low, 0) * share))
         return found
 
-    def _learn(self, figures: Sequence[Figures], size: int) -> Planned:
+    def _learn(self, figures: Sequence[Figures], size: int, number: int = -1) -> Planned:
         """Make a plan for a size, and take in what its programs hold."""
         choice = self._timed(lambda: quickest(figures, size))
         assert choice is not None
-        planned = self._plan(*choice, size)
+        planned = self._plan(*choice, size, number)
         self._see(figures, planned)
         return planned
 
@@ -143,19 +146,29 @@ class StepPlanner:
         found = self._within(room)
         return None if found is None else self._with_bound(found)
 
-    def bound(self, size: int) -> float | None:
-        """Seconds that no combination undercuts within so many bytes; None without a solver."""
-        found = [relaxed(known.layers(), size) for known in self.figures]
-        return min((least for least in found if least is not None), default=None)
+    def bound(self, size: int) -> float:
+        """Seconds that no combination undercuts within so many bytes.
+
+        Raises:
+            Unsolved: when that is not known for a way to cut the model.
+        """
+        found = [combine(known.layers(), size) for known in self.figures]
+        fitting = [combination for combination in found if combination is not None]
+        for combination in fitting:
+            if combination.bound is None:
+                raise Unsolved(combination.no_bound)
+        return min((c.bound for c in fitting if c.bound is not None), default=0.0)
 
     def _with_bound(self, planned: Planned) -> Planned:
         """The same plan, with what no plan for its size undercuts."""
         combination = planned.combination
         if combination.bound is not None:
             return planned
-        bound = self._timed(lambda: self.bound(planned.size))
-        # The solver's last digits; and plans for the lowest sizes may have been cut finer.
-        bound = None if bound is None else min(bound, combination.seconds)
+        try:
+            # Plans for the lowest sizes may be cut finer than what the bound is of.
+            bound = min(self._timed(lambda: self.bound(planned.size)), combination.seconds)
+        except Unsolved as error:
+            return replace(planned, combination=replace(combination, no_bound=str(error)))
         return replace(planned, combination=replace(combination, bound=bound))
 
     def _within(self, room: int) -> Planned | None:
@@ -171,6 +184,12 @@ class StepPlanner:
             return self.planned(rung)
         fitting = [planned for planned in self.lowest_plans if planned.step.peak <= room]
         return min(fitting, key=lambda planned: planned.combination.seconds, default=None)
+
+    def forget(self) -> None:
+        """Let go of the graphs of all plans so far; what is asked for again is made again."""
+        self._planned.clear()
+        self._by_choice.clear()
+        self.__dict__.pop("lowest_plans", None)
 
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room
@@ -188,18 +207,22 @@ class StepPlanner:
         for planned in found:
             self._see(figures, planned)
         figures += self._timed(lambda: [*map(Figures, finer(self.options[0], self.forms))])
+
+        def learn(figures: Sequence[Figures], size: int) -> None:
+            found.append(self._learn(figures, size, -len(found)))
+
         for known in figures:
             if not known.seen:
-                found.append(self._learn([known], smallest([known])))
+                learn([known], smallest([known]))
         for _ in range(ROUNDS):
             size = smallest(figures)
             if size >= min(planned.step.peak for planned in found) * (1 - NEAR):
                 break
-            found.append(self._learn(figures, size))
+            learn(figures, size)
         high = self.ladder[len(rungs) - 1]
         for number in range(BETWEEN):
             low = smallest(figures)
-            found.append(self._learn(figures, low + max(high - low, 0) * number // BETWEEN))
+            learn(figures, low + max(high - low, 0) * number // BETWEEN)
         above = quickest(self.figures, self.ladder[min(LOWEST, len(self.ladder) - 1)])
         assert above is not None
         found = [p for p in found if p.combination.seconds >= above[1].seconds]
@@ -209,14 +232,16 @@ class StepPlanner:
         (known,) = (known for known in figures if known.options is planned.options)
         known.see(planned.combination, planned.step, homes(planned.halves[1].graph.nodes))
 
-    def planned(self, rung: int) -> Planned:
-        """The plan for one size of the ladder."""
-        found = self._planned.get(rung)
+    def planned(self, number: int) -> Planned:
+        """The plan for one size of the ladder, or below 0 one of the other lowest plans."""
+        if number < 0:
+            return next(planned for planned in self.lowest_plans if planned.number == number)
+        found = self._planned.get(number)
         if found is None:
-            size = self.ladder[rung]
+            size = self.ladder[number]
             choice = self._timed(lambda: quickest(self.figures, size))
             assert choice is not None
-            found = self._planned[rung] = self._plan(*choice, size)
+            found = self._planned[number] = self._plan(*choice, size, number)
         return found
 
     def _timed(self, work: Callable[[], T]) -> T:
@@ -227,11 +252,11 @@ class StepPlanner:
         finally:
             self.plan_seconds += time.perf_counter() - started
 
-    def _plan(self, options: Options, combination: Combination, size: int) -> Planned:
+    def _plan(self, options: Options, combination: Combination, size: int, number: int) -> Planned:
         choice = id(options), combination.chosen
         known = self._by_choice.get(choice)
         if known is not None:
-            return known
+            return replace(known, number=number)
         parts = options.chosen(combination)
         recomputed = self._timed(lambda: options.recompute(parts))
         halves = self._timed(lambda: _divide(self.joint, self.facts, recomputed, self.static))
@@ -242,7 +267,7 @@ class StepPlanner:
         walk = recomputed.walk
         saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
         again = frozenset(walk.origin[e] for e in walk.nodes if isinstance(e, tuple))
-        found = Planned(size, options, combination, parts, saved, again, halves, step)
+        found = Planned(number, size, options, combination, parts, saved, again, halves, step)
         self._by_choice[choice] = found
         return found
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..codegen.timeline import Timeline
+from ..options import format_size
 from ..passes.checkpoints.decisions import Decision
+from .buckets import Bucket
 from .plan_file import MemoryPlan
 from .planner import Planned
+from .shares import Way, way_of
 from .step import Pinned, StepTimeline
 
 
@@ -27,6 +31,11 @@ class BudgetReport:
         assumed_optimizer: whether the bytes of the optimizer's state are a guess.
         graph: fingerprint of the joint graph.
         plan_unused: whether a plan file was given that has nothing for this graph.
+        bucket: the largest sizes that it is for.
+        rung: of the plan among those of the planner.
+        replanned: whether it is the graph's share in a plan for all graphs of the model.
+        replaced: whether the graph has been planned once more since.
+        exceeds: whether the first step exceeds the budget; all graphs are planned again for others.
         decisions: one row a tensor; empty where the budget needs no plan.
     """
 
@@ -44,12 +53,28 @@ class BudgetReport:
     graph: str = ""
     decisions: list[Decision] = field(default_factory=list)
     plan_unused: bool = False
+    bucket: Bucket = field(default_factory=Bucket)
+    rung: int | None = None
+    replanned: bool = False
+    replaced: bool = False
+    exceeds: bool = False
 
     @property
-    def held(self) -> int:
-        """Bytes that are there from the end of forward on: pinned, outputs and saved tensors."""
-        after = self.step.forward.live(self.step.forward.steps) if self.step else 0
-        return self.pinned.parameters + self.pinned.optimizer + after
+    def way(self) -> Way:
+        """How the graph will run, as one of several that share the budget."""
+        assert self.step is not None
+        seconds = self.planned.combination.seconds if self.planned else 0.0
+        return way_of(self.step, self.rung, self.follow_lifetimes, seconds)
+
+    @property
+    def unsolved(self) -> list[str]:
+        """Why choices may not be the quickest, or why there is no bound: each reason once."""
+        if self.planned is None:
+            return []
+        missing = self.planned.combination.no_bound
+        return list(
+            dict.fromkeys([*self.planned.options.unsolved, *([missing] if missing else [])])
+        )
 
     def facts(self) -> dict[str, Any]:
         """As fields of an event."""
@@ -63,8 +88,12 @@ class BudgetReport:
             "optimizer_assumed": self.assumed_optimizer,
             "plan_unused": self.plan_unused,
             "other_graphs": self.pinned.others,
+            "replanned": self.replanned,
+            "exceeds": self.exceeds,
+            "sizes": dict(self.bucket.sizes),
             "recompute_seconds": combination.seconds if combination else 0.0,
             "bound_seconds": combination.bound if combination else 0.0,
+            "unsolved": self.unsolved,
             "trials": self.trials,
             "plan_seconds": round(self.plan_seconds, 4),
             "trial_seconds": round(self.trial_seconds, 4),
@@ -88,6 +117,16 @@ class BudgetReport:
                 name: _timeline(half, labels[name]) for name, half in halves.items()
             }
         return found
+
+
+def warn_of_first_step(report: BudgetReport) -> None:
+    """Say that one step takes more than the budget, before all are planned again."""
+    warnings.warn(
+        f"deepcompile: memory_budget = {format_size(report.budget)}: the first step takes up to "
+        f"{format_size(report.peak)}. A graph of this model came up when earlier ones had taken "
+        "the room that it needs; from the second step on they leave it.",
+        stacklevel=2,
+    )
 
 
 def _timeline(program: Timeline, labels: dict[int, str]) -> dict[str, Any]:

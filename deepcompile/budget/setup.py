@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -11,9 +11,10 @@ from ..errors import OptionError
 from ..options import Options
 from ..passes.checkpoints.forms import allowed_forms
 from ..runtime.device import gpu_of, uses_triton
+from .ledger import Ledger, joint_smallest
 from .plan_file import load_plans
-from .report import BudgetReport
-from .split import BudgetedSplit, MakeProgram, budget_bytes
+from .shares import Share
+from .split import BudgetedSplit, Decided, MakeProgram, budget_bytes
 
 _CUDA_GRANULE = 512
 
@@ -22,8 +23,9 @@ def budgeted_split(
     options: Options,
     device: torch.device,
     make_program: MakeProgram,
-    decided: Callable[[BudgetReport], None],
-    others: int,
+    decided: Decided,
+    ledger: Ledger,
+    share: Share | None,
 ) -> BudgetedSplit | None:
     """What splits joint graphs so that the step fits `memory_budget`; None without one.
 
@@ -31,7 +33,8 @@ def budgeted_split(
         options: of the compile.
         device: that it is for.
         make_program: see `BudgetedSplit`; so is `decided`.
-        others: bytes that other graphs of the model hold.
+        ledger: of the graphs that share the budget.
+        share: of the graph that Dynamo compiles now; None: what the others leave.
 
     Raises:
         OptionError: for a plan file that cannot be read.
@@ -40,6 +43,7 @@ def budgeted_split(
         if options.memory_plan is not None:
             raise OptionError("memory_plan has no effect without memory_budget: give both")
         return None
+    frame = ledger.frame()
     offload = options.offload == "on" or (options.offload == "auto" and device.type == "cuda")
     return BudgetedSplit(
         budget_bytes(options.memory_budget, device),
@@ -49,7 +53,8 @@ def budgeted_split(
         optimizer_bytes=options.optimizer_bytes,
         granule=_CUDA_GRANULE if uses_triton(device, options.codegen) else 1,
         bit_exact=options.deterministic,
-        others=others,
+        share=share or ledger.share(frame),
+        joint_smallest=partial(joint_smallest, ledger, frame),
         forms=allowed_forms(options.compress, offload),
         plans=load_plans(options.memory_plan) if options.memory_plan else None,
     )

@@ -9,7 +9,7 @@ program made of it is simulated exactly (`codegen.timeline`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,13 +35,22 @@ from ..passes.checkpoints.decisions import decisions
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint
 from ..runtime.free_memory import free_memory, total_memory
+from .buckets import Bucket, bucket_of
+from .menu import Menu
 from .plan_file import MemoryPlan, bind, fingerprint
-from .planner import Halves, StepPlanner
+from .planner import Halves, Planned, StepPlanner
 from .report import BudgetReport
+from .shares import Member, Share, Way
 from .step import Pinned, StepTimeline, pinned_bytes
 
 MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
 """From a graph, its kind, and whether memory follows lifetimes to its program."""
+
+
+Decided = Callable[[BudgetReport, Menu], None]
+"""Called with what became of a budget, before the halves are compiled."""
+JointSmallest = Callable[[Member], int | None]
+"""The least bytes in which a graph and those before it fit; None where none is before it."""
 
 
 class BudgetedSplit:
@@ -54,7 +63,8 @@ class BudgetedSplit:
         decided: called with what became of the budget, before the halves are compiled.
         optimizer_bytes: of the optimizer's state; None: two fp32 numbers a trainable parameter.
         granule: bytes of which the device's allocator gives multiples.
-        others: bytes that other graphs of the model hold.
+        share: what other graphs of the model hold, and how this one runs if that is decided.
+        joint_smallest: what graphs before this one and this one need if all are planned again.
         plans: decisions of the user's that bind, by fingerprint of the graph.
         forms: in which tensors may wait for backward.
         bit_exact: whether gradients must be those without a budget to the last bit.
@@ -65,10 +75,11 @@ class BudgetedSplit:
         budget: int,
         rates: Rates,
         make_program: MakeProgram,
-        decided: Callable[[BudgetReport], None],
+        decided: Decided,
         optimizer_bytes: int | None = None,
         granule: int = 1,
-        others: int = 0,
+        share: Share | None = None,
+        joint_smallest: JointSmallest | None = None,
         plans: Mapping[str, MemoryPlan] | None = None,
         forms: Sequence[Form] = (),
         bit_exact: bool = False,
@@ -79,7 +90,8 @@ class BudgetedSplit:
         self.decided = decided
         self.optimizer_bytes = optimizer_bytes
         self.granule = granule
-        self.others = others
+        self.share = share or Share()
+        self.joint_smallest = joint_smallest
         self.plans = plans or {}
         self.forms = forms
         self.bit_exact = bit_exact
@@ -106,59 +118,151 @@ class BudgetedSplit:
             static_lifetime_input_indices=list(static),
             **kwargs,
         )
-        facts = Joint(joint.graph, num_fwd_outputs, self.rates, bit_exact=self.bit_exact)
-        pinned = pinned_bytes(facts, static, self.optimizer_bytes, self.others)
-        report = BudgetReport(self.budget, pinned)
+        before = set(joint.graph.nodes)
+        for bucket in self._buckets(joint.graph):
+            facts = Joint(
+                joint.graph,
+                num_fwd_outputs,
+                self.rates,
+                bit_exact=self.bit_exact,
+                sizes=bucket.sizes,
+            )
+            try:
+                return self._split(joint, facts, halves, static, bucket)
+            except MemoryBudgetError as error:
+                refused = error
+                _erase_new(joint.graph, before)
+        raise refused
+
+    def _buckets(self, graph: Graph) -> list[Bucket]:
+        """Sizes to plan for: all up to a power of two, or those that were seen where it must be."""
+        if self.share.bucket is not None:
+            return [self.share.bucket]
+        found = bucket_of(graph)
+        return [found] if found.is_exact else [found, found.exact()]
+
+    def _split(
+        self,
+        joint: GraphModule,
+        facts: Joint,
+        halves: Halves,
+        static: Sequence[int],
+        bucket: Bucket,
+    ) -> Halves:
+        share = self.share
+        pinned = pinned_bytes(facts, static, self.optimizer_bytes, share.others, share.first)
+        report = BudgetReport(self.budget, pinned, bucket=bucket)
         report.assumed_optimizer = self.optimizer_bytes is None
+        report.replanned = share.way is not None
         report.graph = fingerprint(facts)
         bound = self.plans.get(report.graph)
         report.plan_unused = bool(self.plans) and bound is None
         if bound is not None:
             bind(facts, bound)
+        binds = bound is not None and bool(bound.pinned)
+        planner = StepPlanner(joint, facts, self.simulate, static, self.forms)
+        known: list[Way] = []
         for follow_lifetimes in (False, True):
-            report.follow_lifetimes = follow_lifetimes
-            started = time.perf_counter()
-            report.step = self.simulate(halves, facts, follow_lifetimes)
-            report.trial_seconds += time.perf_counter() - started
-            report.trials += 1
-            report.peak = report.step.peak + report.pinned.total
-            report.unplanned = report.unplanned or report.peak
-            if report.peak <= self.budget and (bound is None or not bound.pinned):
+            self._take_torchs(halves, facts, follow_lifetimes, report)
+            if not binds:
+                known.append(report.way)
+            settled = self._settles(report, binds)
+            if settled:
                 break
-        else:
-            planner = StepPlanner(joint, facts, self.simulate, static, self.forms)
-            report.planned = planner.within(self.budget - report.pinned.total)
-            report.plan_seconds = planner.plan_seconds
-            report.trial_seconds += planner.trial_seconds
-            report.trials += planner.trials
-            if report.planned is None:
-                steps = [report.step, planner.lowest_plans[0].step]
-                leanest = min((step for step in steps if step), key=lambda step: step.peak)
-                raise self._refusal(leanest, report.pinned)
-            report.step = report.planned.step
-            report.peak = report.step.peak + report.pinned.total
-            report.decisions = decisions(
-                report.planned.options,
-                report.planned.saved,
-                report.planned.recomputed,
-                report.planned.parts,
-            )
-            halves = report.planned.halves
-        self.decided(report)
+        menu = Menu(known, planner)
+        if not settled:
+            halves = self._plan(planner, menu, report)
+        planner.forget()
+        bucket.guard(from_below=report.planned is not None)
+        self.decided(report, menu)
         return halves
 
-    def _refusal(self, leanest: StepTimeline, pinned: Pinned) -> MemoryBudgetError:
-        smallest = leanest.peak + pinned.total
+    def _take_torchs(
+        self, halves: Halves, facts: Joint, follow_lifetimes: bool, report: BudgetReport
+    ) -> None:
+        report.follow_lifetimes = follow_lifetimes
+        started = time.perf_counter()
+        self._take_step(self.simulate(halves, facts, follow_lifetimes), report)
+        report.trial_seconds += time.perf_counter() - started
+        report.trials += 1
+        report.unplanned = report.unplanned or report.peak
+
+    def _take_step(self, step: StepTimeline, report: BudgetReport) -> None:
+        report.step = step
+        report.peak = step.peak_beside(self.share.later) + report.pinned.total
+
+    def _settles(self, report: BudgetReport, binds: bool) -> bool:
+        """Whether torch's split, tried as it is in the report, is what runs."""
+        way = self.share.way
+        if way is not None:
+            return way.rung is None and way.follow_lifetimes == report.follow_lifetimes
+        return report.peak <= self.budget and not binds
+
+    def _plan(self, planner: StepPlanner, menu: Menu, report: BudgetReport) -> Halves:
+        """Take a plan of the planner's.
+
+        Raises:
+            MemoryBudgetError: when none fits.
+        """
+        torchs = report.step
+        assert torchs is not None
+        if self.share.way is not None:
+            assert self.share.way.rung is not None
+            report.planned = planner.planned(self.share.way.rung)
+        else:
+            report.planned = planner.within(self.budget - report.pinned.total)
+        if report.planned is None:
+            report.planned = self._leanest_of_several(planner, menu, torchs, report)
+        report.plan_seconds = planner.plan_seconds
+        report.trial_seconds += planner.trial_seconds
+        report.trials += planner.trials
+        report.rung = report.planned.number
+        self._take_step(report.planned.step, report)
+        report.decisions = decisions(
+            report.planned.options,
+            report.planned.saved,
+            report.planned.recomputed,
+            report.planned.parts,
+        )
+        return report.planned.halves
+
+    def _leanest_of_several(
+        self, planner: StepPlanner, menu: Menu, torchs: StepTimeline, report: BudgetReport
+    ) -> Planned:
+        """For the first step: graphs before this one took room that they will leave it later.
+
+        Raises:
+            MemoryBudgetError: when they cannot.
+        """
+        leanest = min(torchs, planner.lowest_plans[0].step, key=lambda step: step.peak)
+        pinned = report.pinned
+        least = None
+        if self.joint_smallest is not None:
+            least = self.joint_smallest(Member(pinned.own, pinned.gradients, menu.ways))
+        if least is None or least > self.budget:
+            raise self._refusal(leanest, pinned, least)
+        report.exceeds = True
+        return planner.lowest_plans[0]
+
+    def _refusal(
+        self, leanest: StepTimeline, pinned: Pinned, joint_least: int | None
+    ) -> MemoryBudgetError:
+        smallest = leanest.peak + pinned.total if joint_least is None else joint_least
         where, program = leanest.highest
         held = ", ".join(
             f"{_ROLES[span.role]} of {format_size(span.nbytes)}"
             for span in program.owners(program.peak_step)[:3]
         )
-        others = f"graphs before it hold {format_size(pinned.others)}; " if pinned.others else ""
+        others = (
+            f"graphs before it hold {format_size(pinned.others)} as they are planned now; "
+            if pinned.others
+            else ""
+        )
+        what = "this training step" if joint_least is None else "a training step of all graphs"
         return MemoryBudgetError(
-            f"memory_budget = {format_size(self.budget)}: this training step needs at least "
-            f"{smallest} bytes ({format_size(smallest)}). "
-            f"{format_size(pinned.parameters)} of them are parameters and inputs, "
+            f"memory_budget = {format_size(self.budget)}: {what} needs at least "
+            f"{smallest} bytes ({format_size(smallest)}). In this graph "
+            f"{format_size(pinned.parameters)} are parameters and inputs, "
             f"{format_size(pinned.optimizer)} state of the optimizer; "
             f"{others}at its highest moment {where} also holds {held}. "
             "Give at least that much, or a smaller batch.",
@@ -177,9 +281,12 @@ class BudgetedSplit:
         storages = {
             node.name: (facts.base(node).name, facts.nbytes(node)) for node in facts.forward
         }
-        first, labels, calls = self._timeline(forward, "forward", (), follow_lifetimes, storages)
+        sizes = facts.sizes
+        first, labels, calls = self._timeline(
+            forward, "forward", (), follow_lifetimes, storages, sizes
+        )
         second, more_labels, more_calls = self._timeline(
-            backward, "backward", tuple(returned), follow_lifetimes, storages
+            backward, "backward", tuple(returned), follow_lifetimes, storages, sizes
         )
         held = sum(returned.values())
         return StepTimeline(first, second, held, labels, more_labels, calls, more_calls)
@@ -191,6 +298,7 @@ class BudgetedSplit:
         held: Sequence[str],
         follow_lifetimes: bool,
         storages: Mapping[str, tuple[str, int]],
+        sizes: Mapping[str, int],
     ) -> tuple[Timeline, dict[int, str], dict[int, str]]:
         spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
@@ -199,7 +307,8 @@ class BudgetedSplit:
             for number, name in enumerate(names)
             if name.startswith("primals") or storages.get(name, (name, 0))[0] in held
         }
-        found = timeline(spec, size_hints(graph), pinned_inputs=pinned, granule=self.granule)
+        sizes = size_hints(graph) | dict(sizes)
+        found = timeline(spec, sizes, pinned_inputs=pinned, granule=self.granule)
         hosted = _hosted(spec, names)
         labels = _labels(spec, names)
         spans = [span for span in found.spans if span.slot not in hosted]
@@ -280,6 +389,13 @@ def budget_bytes(budget: str | int, device: torch.device) -> int:
 
 MARGIN = 0.1
 """The part of the free memory that `memory_budget="auto"` leaves alone."""
+
+
+def _erase_new(graph: Graph, before: Collection[Node]) -> None:
+    """Take out what planning has written into a graph."""
+    for node in reversed(graph.nodes):
+        if node not in before:
+            graph.erase_node(node)
 
 
 def _copied(graph: GraphModule) -> GraphModule:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from ..codegen.timeline import ARENA, Timeline
-from ..passes.checkpoints.joint import Joint, bytes_of, is_tangent
+from ..passes.checkpoints.joint import Joint, is_tangent
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,23 @@ class Pinned:
         parameters: parameters, buffers and other inputs of the step.
         optimizer: state of the optimizer.
         others: what other graphs of the model hold.
+        gradients: of the parameters; they come to be in backward and stay. No part of the total.
     """
 
     parameters: int
     optimizer: int
     others: int = 0
+    gradients: int = 0
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All that is there from the start."""
         return self.parameters + self.optimizer + self.others
+
+    @property
+    def own(self) -> int:
+        """What the graph itself has in memory whenever it does not run."""
+        return self.parameters + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,35 @@ class StepTimeline:
         return "backward", self.backward
 
     @property
-    def peak(self) -> int:
-        """Bytes at the highest moment.
+    def forward_peak(self) -> int:
+        """Bytes at the highest moment of forward.
 
         The blocks of small intermediates of the two programs are one: a pool keeps the larger.
         """
-        blocks = [_block(self.forward), _block(self.backward)]
-        rest = [self.forward.peak - blocks[0], self.backward.peak - blocks[1] + self.held]
-        return max(rest) + max(blocks)
+        return self.forward.peak - _block(self.forward) + self._block
+
+    @property
+    def backward_peak(self) -> int:
+        """Bytes at the highest moment of backward."""
+        return self.backward.peak - _block(self.backward) + self.held + self._block
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the highest moment."""
+        return self.peak_beside(0)
+
+    def peak_beside(self, later: int) -> int:
+        """The same where backward has so many bytes of other graphs beside it."""
+        return max(self.forward_peak, self.backward_peak + later)
+
+    @property
+    def saved(self) -> int:
+        """Bytes that are there when forward has ended: its outputs and what backward needs."""
+        return self.forward.live(self.forward.steps)
+
+    @property
+    def _block(self) -> int:
+        return max(_block(self.forward), _block(self.backward))
 
 
 def _block(program: Timeline) -> int:
@@ -73,27 +101,34 @@ def _block(program: Timeline) -> int:
 
 
 def pinned_bytes(
-    facts: Joint, static: Sequence[int], optimizer_bytes: int | None, others: int = 0
+    facts: Joint,
+    static: Sequence[int],
+    optimizer_bytes: int | None,
+    others: int = 0,
+    first: bool = True,
 ) -> Pinned:
     """What is in memory through the whole step.
 
     Args:
         facts: of the joint graph.
         static: which inputs are parameters and buffers.
-        optimizer_bytes: state of the optimizer; it is guessed for None.
-        others: what graphs before this one hold. Inputs that are no parameters come from those,
-            and are among it.
+        optimizer_bytes: state of the optimizer of all graphs, which counts for the first of them;
+            it is guessed for None.
+        others: what other graphs hold.
+        first: whether no graph runs before this one. Else inputs that are no parameters come from
+            those, and are among `others`.
     """
     primals = [n for n in facts.position if n.op == "placeholder" and not is_tangent(n)]
-    counted = [n for at, n in enumerate(primals) if at in static or not others]
-    parameters = sum(bytes_of(n) for n in counted if facts.base(n) is n)
-    if optimizer_bytes is not None:
-        return Pinned(parameters, optimizer_bytes, others)
+    counted = [n for at, n in enumerate(primals) if at in static or first]
+    parameters = sum(facts.nbytes(n) for n in counted if facts.base(n) is n)
     gradients = facts.outputs[facts.forward_outputs :]
     trained = [
         primals[number]
         for number, gradient in enumerate(gradients)
         if isinstance(gradient, Node) and number in static and number < len(primals)
     ]
-    state = sum(2 * 4 * bytes_of(n) // n.meta["val"].element_size() for n in trained)
-    return Pinned(parameters, state, others)
+    gradient_bytes = sum(facts.nbytes(n) for n in trained)
+    if optimizer_bytes is not None:
+        return Pinned(parameters, optimizer_bytes if first else 0, others, gradient_bytes)
+    state = sum(2 * 4 * facts.nbytes(n) // n.meta["val"].element_size() for n in trained)
+    return Pinned(parameters, state, others, gradient_bytes)

@@ -6,7 +6,8 @@ torch release that moves a name is dealt with in this file only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,14 @@ from torch._functorch.partitioners import (
     raise_getitems,
     thread_graphsafe_rng_from_hops,
 )
-from torch._guards import CompileContext, TracingContext
+from torch._guards import (
+    CompileContext,
+    TracingContext,
+    compile_context,
+    detect_fake_mode,
+    tracing,
+)
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
@@ -40,6 +48,7 @@ __all__ = [
     "mutated_input_indices",
     "split_joint_graph",
     "static_input_indices",
+    "tracing_once_more",
 ]
 
 #: Control flow between Dynamo and a backend: never to be answered with a fallback of ours.
@@ -114,10 +123,38 @@ def divide_joint_graph(
         )
 
 
-def current_frame() -> int | None:
-    """A number for the code that Dynamo compiles now; each version of it has the same."""
+def current_frame() -> tuple[int | None, Hashable]:
+    """A number for the code that Dynamo compiles now, and what tells its versions apart."""
+    context = CompileContext.try_get()
+    if context is None or context.compile_id is None:
+        return None, None
+    return context.compile_id.frame_id, (context.compile_id, context.attempt)
+
+
+def tracing_once_more(
+    example_inputs: Sequence[Any],
+) -> Callable[[], AbstractContextManager[None]] | None:
+    """From within a compile of Dynamo's: what to trace the same graph in when that has ended.
+
+    The graph's example inputs stay what they were, with the sizes that their fake mode knows.
+    Guards are complete by then; to trace the same graph once more needs no others. None for
+    inputs that are real: nobody should hold them.
+    """
+    fake_mode = detect_fake_mode(example_inputs)
     compile_id = CompileContext.current_compile_id()
-    return None if compile_id is None else compile_id.frame_id
+    if fake_mode is None:
+        return None
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with (
+            unset_fake_temporarily(),
+            tracing(TracingContext(fake_mode)),
+            compile_context(CompileContext(compile_id)),
+        ):
+            yield
+
+    return again
 
 
 def _must_stay(node: Node) -> bool:

@@ -95,15 +95,26 @@ def _print(plan: PlanRecord, limit: int) -> None:
         f"  parameters and inputs {format_size(facts['parameters'])}, "
         f"optimizer {format_size(facts['optimizer'])}{guess}"
     )
+    if facts.get("sizes"):
+        sizes = ", ".join(f"{name} = {size}" for name, size in facts["sizes"].items())
+        click.echo(f"  for sizes up to {sizes}")
+    if facts.get("exceeds"):
+        click.echo(
+            "  for the first step only: it exceeds the budget, for earlier graphs took the room"
+        )
+    if facts.get("replanned"):
+        click.echo("  in place of an earlier plan: planned once more with all graphs of the model")
     if not plan.tensors:
         click.echo("  nothing had to be computed again\n")
         return
     bound = facts.get("bound_seconds")
-    shown = "no solver" if bound is None else f"{bound * 1e3:.2f} ms"
+    shown = "none" if bound is None else f"{bound * 1e3:.2f} ms"
     click.echo(
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
         f"model (bound: {shown})"
     )
+    for why in facts.get("unsolved", ()):
+        click.echo(f"  choices may not be the best, or have no bound: {why}")
     for decision, count in Counter(row["decision"] for row in plan.tensors).most_common():
         click.echo(f"  {decision}: {count} tensors, {format_size(plan.total(decision))}")
     for half, course in plan.timeline.items():

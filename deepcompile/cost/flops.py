@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,9 +53,13 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 TYPICAL_EXTENT = 64
 
 
-def extent_of(size: int | torch.SymInt) -> int:
-    """A size by example: its hint where it is symbolic."""
+def extent_of(size: int | torch.SymInt, sizes: Mapping[str, int] | None = None) -> int:
+    """A size by example: from those of its symbols in `sizes`, or else its hint."""
     if isinstance(size, int):
         return size
+    if sizes:
+        known = {symbol: sizes.get(str(symbol)) for symbol in size.node.expr.free_symbols}
+        if None not in known.values():
+            return int(size.node.expr.xreplace(known))
     hint = getattr(size.node, "hint", None)
     return int(hint) if hint is not None else TYPICAL_EXTENT

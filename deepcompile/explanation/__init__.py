@@ -15,7 +15,16 @@ from deepcompile.budget.report import BudgetReport
 from deepcompile.capture.graph_breaks import in_short
 from deepcompile.explanation.facts import BudgetFacts, Explanation, GraphBreak, TensorFacts
 from deepcompile.explanation.measure import measure_graph
-from deepcompile.explanation.undisturbed import copy_of, original_of, run_once, undisturbed
+from deepcompile.explanation.measured_peak import measured_peak
+from deepcompile.explanation.undisturbed import (
+    copy_of,
+    original_of,
+    run_once,
+    tensors_in,
+    undisturbed,
+)
+from deepcompile.options import Options
+from deepcompile.pipeline.rundir import process_run
 from deepcompile.recording import Recording, recording
 
 __all__ = ["Explanation", "explain"]
@@ -29,6 +38,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     """Compile `model`, run it once on these inputs, and tell what became of it.
 
     Forward runs, and where an output needs a gradient also backward, from the sum of the outputs.
+    With a `memory_budget` it runs twice more, for the peak of a step with the plans that stay.
     Parameters, buffers, gradients, attributes of modules, inputs and random states are afterwards
     what they were. Nothing compiled before counts: Dynamo is reset, before and after, so functions
     compiled by the user compile again when next called (their kernels are found in the cache).
@@ -47,16 +57,49 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     try:
         with undisturbed(model), recording() as record:
             start = time.perf_counter()
-            run_once(torch.compile(model, backend=deepep), *copy_of((args, kwargs)))
+            compiled = torch.compile(model, backend=deepep, options=_shared_options())
+            run_once(compiled, *copy_of((args, kwargs)))
             seconds = time.perf_counter() - start
+            peak = _measured_peak(compiled, args, kwargs, record) if record.budgets else None
     finally:
         torch._dynamo.reset()
     breaks = Counter(counters["graph_break"])
     breaks.subtract(breaks_before)
-    return _explanation(record, +breaks, seconds)
+    return _explanation(record, +breaks, seconds, peak)
 
 
-def _explanation(record: Recording, breaks: Counter[str], seconds: float) -> Explanation:
+def _shared_options() -> dict[str, Any] | None:
+    """Graphs share the memory budget of the environment through options that all of them get."""
+    budget = Options.resolve(None, None).memory_budget
+    return None if budget is None else {"memory_budget": budget}
+
+
+def _measured_peak(
+    compiled: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    record: Recording,
+) -> int | None:
+    """The peak of a step with final plans: they may be made once more when a second one begins."""
+    run_once(compiled, *copy_of((args, kwargs)))
+    given = copy_of((args, kwargs))
+    device = next((t.device for t in tensors_in(given)), torch.device("cpu"))
+    peak = measured_peak(lambda: run_once(compiled, *given), _plans(record), device)
+    folder = Options.resolve(None, None).run_dir
+    if folder is not None and peak is not None:
+        predicted = max(report.peak for report in _plans(record))
+        process_run(folder).event("memory-measured", predicted=predicted, measured=peak)
+    return peak
+
+
+def _plans(record: Recording) -> list[BudgetReport]:
+    """Of each graph the last."""
+    return [report for report in record.budgets if not report.replaced]
+
+
+def _explanation(
+    record: Recording, breaks: Counter[str], seconds: float, peak: int | None
+) -> Explanation:
     fallbacks = [fields for event, fields in record.events if event == "fallback"]
     rejected = Counter(f["reason"] for event, f in record.events if event == "fusion-rejected")
     not_lowered = Counter(
@@ -71,7 +114,8 @@ def _explanation(record: Recording, breaks: Counter[str], seconds: float) -> Exp
         not_lowered=tuple((op, reason, n) for (op, reason), n in not_lowered.most_common()),
         failed_passes=tuple(failed),
         seconds=seconds,
-        budgets=tuple(_budget(report) for report in record.budgets),
+        budgets=tuple(_budget(report) for report in _plans(record)),
+        measured_peak=peak,
     )
 
 
@@ -86,6 +130,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         optimizer_assumed=report.assumed_optimizer,
         recompute_seconds=facts["recompute_seconds"],
         bound_seconds=facts["bound_seconds"],
+        unsolved=tuple(report.unsolved),
         plan_seconds=report.plan_seconds,
         tensors=tuple(
             TensorFacts(

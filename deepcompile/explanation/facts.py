@@ -103,7 +103,9 @@ class BudgetFacts:
         optimizer: state of the optimizer, part of the peak.
         optimizer_assumed: whether that is a guess: two fp32 numbers a trained one.
         recompute_seconds: what computing again takes in one step.
-        bound_seconds: what no plan undercuts at this budget; None without a solver.
+        bound_seconds: what no plan undercuts at this budget; None where none was found.
+        unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
+            said; each reason once.
         plan_seconds: of planning, compiling for trial left out.
         tensors: none where the budget needed no plan.
     """
@@ -116,6 +118,7 @@ class BudgetFacts:
     optimizer_assumed: bool
     recompute_seconds: float
     bound_seconds: float | None
+    unsolved: tuple[str, ...]
     plan_seconds: float
     tensors: tuple[TensorFacts, ...]
 
@@ -131,6 +134,8 @@ class Explanation:
         failed_passes: (pass, error) of passes that were left out.
         seconds: of the whole first run, tracing and compiling included.
         budgets: one entry a graph with gradients, where `memory_budget` is set.
+        measured_peak: bytes of one step of all graphs, with what is pinned as predicted; None
+            without a budget, or where it cannot be measured.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -141,6 +146,7 @@ class Explanation:
     failed_passes: tuple[tuple[str, str], ...]
     seconds: float
     budgets: tuple[BudgetFacts, ...] = ()
+    measured_peak: int | None = None
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -279,6 +285,12 @@ class Explanation:
 
         for budget in self.budgets:
             yield "memory budget", _budget_rows(budget)
+        if self.measured_peak is not None:
+            predicted = max(budget.peak for budget in self.budgets)
+            yield (
+                "peak of a step",
+                [f"predicted {_size(predicted)}, measured {_size(self.measured_peak)}"],
+            )
 
     def _graph_lines(self) -> Iterator[str]:
         for graph in self.graphs:
@@ -316,11 +328,12 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
     ]
     if not facts.tensors:
         return [*rows, "nothing had to be computed again"]
-    bound = "no solver" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
+    bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
     rows.append(
         f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
         f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
     )
+    rows += [f"choices may not be the best, or have no bound: {why}" for why in facts.unsolved]
     for decision in ("keep", "recompute"):
         chosen = [tensor for tensor in facts.tensors if tensor.decision == decision]
         total = sum(tensor.nbytes for tensor in chosen)

@@ -229,3 +229,14 @@ def _store(built: Path, path: Path, options: Options, note: Callable[..., None])
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         _unusable(str(error), note)
+
+
+_WARNED: set[str] = set()
+
+
+def warn_no_compiler(reason: str) -> None:
+    """Tell once a process that nothing can be built here."""
+    if "compiler" in _WARNED:
+        return
+    _WARNED.add("compiler")
+    warnings.warn(f"deepcompile: {reason}; models run in eager.", stacklevel=2)

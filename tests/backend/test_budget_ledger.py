@@ -1,35 +1,160 @@
-"""What graphs of one model hold counts for those after them, as long as they are there."""
+"""Graphs of one model share a budget: which of them run in one step, and what each gets."""
 
 from __future__ import annotations
 
 import gc
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
-from deepcompile.budget.ledger import Ledger, ledger_of
+from deepcompile.budget.buckets import Bucket
+from deepcompile.budget.ledger import Ledger, PlannedGraph, ledger_of
+from deepcompile.budget.shares import Member, Share, Way, choose, smallest
+from deepcompile.errors import MemoryBudgetError
 from deepcompile.recording import recording
 
+BUDGET = 100
 
-def test_a_graph_counts_what_those_before_it_hold() -> None:
+
+def way(saved: int, peak: int, seconds: float = 0.0) -> Way:
+    return Way(None, True, saved, peak, peak, seconds)
+
+
+RICH, LEAN = way(40, 50), way(10, 30, 1.0)
+
+
+def graph(frame: str, *ways: Way, own: int = 5) -> PlannedGraph:
+    """A graph that runs in the first of these ways, and could in the others."""
+
+    def compiled(now: Way) -> SimpleNamespace:
+        pinned = SimpleNamespace(own=own, gradients=0)
+        report = SimpleNamespace(way=now, pinned=pinned, budget=BUDGET, bucket=Bucket())
+        return SimpleNamespace(report=report, menu=SimpleNamespace(ways=ways))
+
+    return PlannedGraph(frame, compiled(ways[0]), lambda share: compiled(share.way), nullcontext)
+
+
+def ran(ledger: Ledger, *graphs: PlannedGraph) -> None:
+    for each in graphs:
+        if each not in ledger._alive():
+            ledger.enter(each)
+        ledger.called(each)
+
+
+def test_a_graph_is_planned_beside_what_those_before_it_in_the_step_hold() -> None:
     ledger = Ledger()
-    ledger.enter("first", 5)
-    ledger.enter("second", 7)
-    assert [ledger.before(graph) for graph in ("first", "second", "third")] == [0, 5, 12]
-    ledger.enter("first", 6)  # a new version takes the place of the old one
-    assert [ledger.before(graph) for graph in ("first", "second", "third")] == [0, 6, 13]
+    first, second = graph("first", RICH), graph("second", LEAN)
+    assert ledger.share("first") == Share()
+    ran(ledger, first)
+    assert ledger.share("second") == Share(45, first=False)
+    ran(ledger, second)
+    assert ledger.share("third") == Share(60, first=False)
+    # A new version of the first begins a step; the second is there, but has saved nothing yet.
+    assert ledger.share("first") == Share(5)
 
 
 def test_what_nobody_can_call_any_more_holds_nothing() -> None:
-    def compiled() -> None: ...
-
     ledger = Ledger()
-    ledger.enter("first", 5)
-    ledger.compiled("first", compiled)
-    assert ledger.before("second") == 5
-    del compiled
+    first = graph("first", RICH)
+    ran(ledger, first)
+    del first
     gc.collect()
-    assert ledger.before("second") == 0
+    assert ledger.share("second") == Share()
+
+
+def test_graphs_that_do_not_fit_together_are_planned_again_when_a_step_begins() -> None:
+    ledger = Ledger()
+    first, second = graph("first", RICH, LEAN), graph("second", RICH, LEAN, own=20)
+    ran(ledger, first, second)
+    assert (first.way, second.way) == (RICH, RICH)
+    ran(ledger, first, second)
+    assert sorted([first.way.seconds, second.way.seconds]) == [0.0, 1.0]
+    ways = first.way, second.way
+    ran(ledger, first, second)
+    assert (first.way, second.way) == ways
+
+
+def test_graphs_that_fit_stay_as_they_are() -> None:
+    ledger = Ledger()
+    graphs = graph("first", RICH, LEAN), graph("second", LEAN, LEAN)
+    for each in graphs:
+        each._again = lambda share: pytest.fail("compiled again")
+    ran(ledger, *graphs, *graphs)
+    lonely = graph("first", LEAN, RICH)
+    lonely._again = lambda share: pytest.fail("compiled again")
+    ran(Ledger(), lonely, lonely)
+
+
+def test_a_plan_for_several_steps_never_needs_more_than_before() -> None:
+    ledger = Ledger()
+    first, second, other = (
+        graph("first", RICH, LEAN),
+        graph("second", RICH, own=20),
+        graph("second", LEAN),
+    )
+    ran(ledger, first, second, first)
+    assert first.way == LEAN
+    ran(ledger, other, first)  # beside a leaner version of the second the first could be rich
+    assert first.way == LEAN
+
+
+def test_threads_that_call_at_once_plan_once() -> None:
+    ledger = Ledger()
+    first, second = graph("first", RICH, LEAN), graph("second", RICH, LEAN, own=20)
+    ran(ledger, first, second)
+    again, compiled = first._again, []
+    for each in (first, second):
+        each._again = lambda share: (compiled.append(share), again(share))[1]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: ran(ledger, first, second), range(200)):
+            pass
+    assert len(compiled) == 1
+
+
+def test_steps_that_fit_in_no_plan_are_refused_each_time() -> None:
+    ledger = Ledger()
+    first, second = graph("first", RICH), graph("second", RICH, own=20)
+    ran(ledger, first, second)
+    for _ in range(2):
+        with pytest.raises(MemoryBudgetError, match="2 graphs") as refused:
+            ledger.called(first)
+        assert (refused.value.budget, refused.value.smallest) == (BUDGET, 5 + 20 + 40 + 50)
+
+
+def test_shares_are_the_quickest_of_all_combinations_that_fit() -> None:
+    ways = (way(40, 50), way(25, 45, 1.0), way(5, 30, 2.5))
+    members = [Member(5, 3, ways), Member(2, 7, ways), Member(1, 1, ways)]
+
+    def peak(chosen: tuple[Way, ...]) -> int:
+        found, saved, later = 0, 0, 11
+        for member, way in zip(members, chosen, strict=True):
+            later -= member.gradients
+            found = max(found, 8 + saved + max(way.forward, way.backward + later))
+            saved += way.saved
+        return found
+
+    every = list(itertools.product(ways, repeat=3))
+    assert smallest(members) == min(map(peak, every))
+    for budget in range(smallest(members) - 1, 150):
+        fitting = [chosen for chosen in every if peak(chosen) <= budget]
+        shares = choose(members, budget)
+        if not fitting:
+            assert shares is None
+            continue
+        assert shares is not None
+        chosen = tuple(share.way for share in shares if share.way)
+        assert peak(chosen) <= budget
+        least = min(sum(way.seconds for way in chosen) for chosen in fitting)
+        assert sum(way.seconds for way in chosen) == least
+        saved = [way.saved for way in chosen]
+        assert [share.others for share in shares] == [3, 6 + saved[0], 7 + saved[0] + saved[1]]
+        assert [share.later for share in shares] == [8, 1, 0]
+        assert [share.first for share in shares] == [True, False, False]
 
 
 def test_one_call_of_compile_has_one_ledger() -> None:

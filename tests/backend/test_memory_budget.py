@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -308,3 +309,14 @@ def test_reports_as_events() -> None:
     assert facts["recompute_seconds"] >= facts["bound_seconds"] > 0
     kept = {decision.tensor for decision in report.decisions if decision.decision == "keep"}
     assert kept == {node.name for node in report.planned.saved}
+
+
+@pytest.mark.parametrize("scipy", [True, False])
+def test_the_report_tells_a_missing_solver(scipy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not scipy:
+        monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    module, x = blocks(2), rows()
+    _, record = step(module, x, memory_budget=smallest(module, x))
+    facts = report_of(record).facts()
+    assert facts["unsolved"] == ([] if scipy else ["no SciPy"])
+    assert (facts["bound_seconds"] is None) == (not scipy)

@@ -30,7 +30,7 @@ def planner_of(name: str) -> StepPlanner:
     rates = rates_of("cpu", None, 1)
     facts = Joint(joint.graph, kwargs["num_fwd_outputs"], rates)
     trial = _Compiler(Options())._trial_program
-    simulate = BudgetedSplit(1, rates, trial, lambda report: None).simulate
+    simulate = BudgetedSplit(1, rates, trial, lambda report, menu: None).simulate
     return StepPlanner(joint, facts, simulate, tuple(kwargs["static_lifetime_input_indices"]))
 
 

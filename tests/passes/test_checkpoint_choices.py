@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
+import scipy.optimize
 import torch
+from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils.checkpoint import (
@@ -22,6 +25,7 @@ from deepcompile.passes.checkpoints.emit import Recompute
 from deepcompile.passes.checkpoints.joint import Joint, is_symbol, must_recompute, why_kept
 from deepcompile.passes.checkpoints.place import Options, Part, alternatives
 from deepcompile.passes.checkpoints.segments import segment
+from deepcompile.passes.checkpoints.unsolved import NO_SCIPY
 from tests.passes.checkpoint_graphs import joint_of
 
 aten = torch.ops.aten
@@ -144,6 +148,36 @@ def test_sets_without_scipy_shrink(joint: Joint, monkeypatch: pytest.MonkeyPatch
         assert sizes == sorted(sizes, reverse=True)
         assert set().union(*sets) == sets[0]
         assert {at for at in layer.always if layer.nbytes[at]} <= sets[-1]
+
+
+@pytest.mark.parametrize("failing", [0, 1, 5])
+def test_a_solver_that_fails_is_told(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of the call: for the richest set, for the leanest, for one between."""
+    joint = CASES["batch norm"]()
+    segments = segment(joint)
+    layer = max(
+        (layer_of(joint, segments, number) for number in range(segments.count)),
+        key=lambda layer: len(layer.nodes),
+    )
+    real, calls = scipy.optimize.milp, itertools.count()
+
+    def milp(*args: Any, **kwargs: Any) -> OptimizeResult:
+        if next(calls) == failing:
+            return OptimizeResult(status=4, message="Numerical difficulties.", x=None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", milp)
+    reasons: list[str] = []
+    for kept in keep_sets(layer, reasons.append):
+        if failing == 5:
+            check_set(layer, kept)
+    assert reasons == ["HiGHS failed with status 4: Numerical difficulties."]
+    reasons.clear()
+    keep_sets(layer, reasons.append)
+    assert not reasons
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    keep_sets(layer, reasons.append)
+    assert reasons == [NO_SCIPY]
 
 
 def plans(options: Options) -> Iterator[list[Part]]:

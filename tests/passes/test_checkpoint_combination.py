@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import example, given, seed, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 
 from deepcompile.passes.checkpoints import combine as module
 from deepcompile.passes.checkpoints.combine import (
@@ -18,6 +19,7 @@ from deepcompile.passes.checkpoints.combine import (
     relaxed,
     smallest_peak,
 )
+from deepcompile.passes.checkpoints.unsolved import NO_SCIPY, Unsolved
 
 Chosen = tuple[tuple[int, int], ...]
 
@@ -93,10 +95,9 @@ def test_the_quickest_of_all_that_fit(layers: Layers, budget: int) -> None:
 @settings(max_examples=100, deadline=None, database=None)
 @given(instances(), st.integers(0, 60))
 def test_the_bound_is_never_above_the_optimum(layers: Layers, budget: int) -> None:
-    expected, bound = best(layers, budget), relaxed(layers, budget)
+    expected = best(layers, budget)
     if expected is not None:
-        assert bound is not None
-        assert bound <= expected + 1e-6 * max(1.0, expected)
+        assert relaxed(layers, budget) <= expected + 1e-6 * max(1.0, expected)
 
 
 @seed(2)
@@ -166,11 +167,24 @@ def test_without_scipy_there_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     with_bound = combine(TWO_LAYERS, 7)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     without = combine(TWO_LAYERS, 7)
-    assert relaxed(TWO_LAYERS, 7) is None
+    with pytest.raises(Unsolved, match=NO_SCIPY):
+        relaxed(TWO_LAYERS, 7)
     assert with_bound is not None
     assert without is not None
+    assert (with_bound.no_bound, without.no_bound) == (None, NO_SCIPY)
     assert (without.bound, without.gap) == (None, None)
     assert without.chosen == with_bound.chosen
+
+
+def test_a_solver_that_fails_is_not_taken_for_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = OptimizeResult(status=4, message="Numerical\ndifficulties.", fun=None)
+    monkeypatch.setattr("scipy.optimize.linprog", lambda *args, **kwargs: broken)
+    found = combine(TWO_LAYERS, 7)
+    assert found is not None
+    assert found.bound is None
+    assert found.no_bound == "HiGHS failed with status 4: Numerical difficulties."
 
 
 def test_nothing_to_place_fits_anything() -> None:

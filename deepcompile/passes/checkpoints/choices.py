@@ -11,13 +11,14 @@ given up one by one, those first that cost least a byte.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
 
 from .joint import Joint, is_symbol, must_recompute
 from .segments import Segments
+from .unsolved import NO_SCIPY, Unsolved, failed
 
 LEVELS = 12
 GAP = 1e-3
@@ -103,22 +104,32 @@ def _users(joint: Joint, node: Node) -> list[Node]:
     return found
 
 
-def keep_sets(layer: Layer) -> list[frozenset[int]]:
-    """Sets of numbers to keep, from the most bytes to the least, each the quickest of its size."""
+def keep_sets(
+    layer: Layer, unsolved: Callable[[str], None] = lambda why: None
+) -> list[frozenset[int]]:
+    """Sets of numbers to keep, from the most bytes to the least, each the quickest of its size.
+
+    Args:
+        layer: to choose in.
+        unsolved: called with the reason for each program that has no answer. For want of the
+            richest or the leanest set all come from giving up values one by one.
+    """
     try:
         solve = _solver(layer)
-    except ImportError:
-        return _one_by_one(layer)
-    rich = solve(None)
-    lean = solve(0)
-    if rich is None or lean is None:
+        rich, lean = solve(None), solve(0)
+    except Unsolved as error:
+        unsolved(str(error))
         return _one_by_one(layer)
     low, high = _bytes(layer, lean), _bytes(layer, rich)
     found = [rich]
     for step in range(1, LEVELS):
         limit = high - (high - low) * step // LEVELS
-        kept = solve(limit)
-        if kept is not None and kept not in found:
+        try:
+            kept = solve(limit)
+        except Unsolved as error:
+            unsolved(str(error))
+            continue
+        if kept not in found:
             found.append(kept)
     if lean not in found:
         found.append(lean)
@@ -129,10 +140,13 @@ def _bytes(layer: Layer, kept: frozenset[int]) -> int:
     return sum(layer.nbytes[at] for at in kept)
 
 
-def _solver(layer: Layer):  # type: ignore[no-untyped-def]
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix
+def _solver(layer: Layer) -> Callable[[int | None], frozenset[int]]:
+    try:
+        import numpy as np
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_matrix
+    except ImportError:
+        raise Unsolved(NO_SCIPY) from None
 
     count = len(layer.nodes)
     unit_s = max(max(layer.seconds, default=0.0), 1e-12)
@@ -171,7 +185,7 @@ def _solver(layer: Layer):  # type: ignore[no-untyped-def]
     matrix = csr_matrix((values, (rows, columns)), shape=(len(upper), 2 * count))
     limits = LinearConstraint(matrix, -np.inf, np.array(upper))
 
-    def solve(limit: int | None) -> frozenset[int] | None:
+    def solve(limit: int | None) -> frozenset[int]:
         constraints = [limits]
         objective = quick + 1e-6 * sizes / total
         if limit == 0:
@@ -180,7 +194,7 @@ def _solver(layer: Layer):  # type: ignore[no-untyped-def]
             constraints.append(LinearConstraint(sizes[None, :], -np.inf, limit / unit_b + 1e-9))
         result = milp(objective, constraints=constraints, bounds=Bounds(low, high))
         if result.x is None:
-            return None
+            raise failed(result)
         if np.abs(result.x - np.round(result.x)).max(initial=0.0) > 1e-6:
             result = milp(
                 objective,
@@ -190,7 +204,7 @@ def _solver(layer: Layer):  # type: ignore[no-untyped-def]
                 options={"mip_rel_gap": GAP, "node_limit": NODE_LIMIT},
             )
         if result.x is None:
-            return None
+            raise failed(result)
         return frozenset(at for at in range(count) if result.x[count + at] > 0.5)
 
     return solve

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .unsolved import NO_SCIPY, Unsolved, failed
 
 MOST_STATES = 4096
 """Pairs kept a layer; where there are more, the nearest sums share one, rounded up."""
@@ -53,13 +55,16 @@ class Combination:
         chosen: of each part the layer it begins with, and the number of its choice there.
         seconds: all of them together.
         peak: bytes at the highest moment.
-        bound: seconds that no combination undercuts at this budget; None without a solver.
+        bound: seconds that no combination undercuts at this budget; None where it was not asked
+            for, or has no answer.
+        no_bound: why it has none.
     """
 
     chosen: tuple[tuple[int, int], ...]
     seconds: float
     peak: int
     bound: float | None = None
+    no_bound: str | None = None
 
     @property
     def gap(self) -> float | None:
@@ -143,10 +148,14 @@ def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination |
         chosen.append((state[2], state[4]))
         state = kept[state[2]][state[3]]
     chosen.reverse()
-    least = relaxed(layers, budget) if bound else None
-    if least is not None:
-        least = min(least, seconds)  # the solver's last digits
-    return Combination(tuple(chosen), seconds, peak_of(layers, chosen), least)
+    found = Combination(tuple(chosen), seconds, peak_of(layers, chosen))
+    if not bound:
+        return found
+    try:
+        # The solver's last digits may be above.
+        return replace(found, bound=min(relaxed(layers, budget), seconds))
+    except Unsolved as error:
+        return replace(found, no_bound=str(error))
 
 
 def _undominated(made: list[State]) -> list[State]:
@@ -166,18 +175,21 @@ def _undominated(made: list[State]) -> list[State]:
     return [kept[end] for end in sorted(ends)]
 
 
-def relaxed(layers: Layers, budget: int) -> float | None:
-    """Seconds of the linear relaxation, where parts may mix choices; None without SciPy.
+def relaxed(layers: Layers, budget: int) -> float:
+    """Seconds of the linear relaxation, where parts may mix choices.
 
     Each layer is covered once. While a layer is worked on, what parts that end before it saved is
     in memory, and the peak of the part that covers it.
+
+    Raises:
+        Unsolved: without SciPy, or when the solver fails; also where nothing fits the budget.
     """
     try:
         import numpy as np
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
     except ImportError:
-        return None
+        raise Unsolved(NO_SCIPY) from None
     parts = [(start, choice) for start, choices in enumerate(layers) for choice in choices]
     if not parts:
         return 0.0
@@ -208,4 +220,6 @@ def relaxed(layers: Layers, budget: int) -> float | None:
         bounds=(0, 1),
         method="highs",
     )
-    return float(result.fun) * unit if result.status == 0 else None
+    if result.status != 0:
+        raise failed(result)
+    return float(result.fun) * unit

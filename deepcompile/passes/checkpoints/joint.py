@@ -38,6 +38,7 @@ class Joint:
         backward: nodes that do, in order.
         needed: of forward, what backward nodes and outputs read directly.
         position: of each node in the graph.
+        sizes: by name of a symbol, for bytes of tensors; without them symbols count as hints.
         bit_exact: whether backward must see the very bits that forward computed.
         extra: nodes that nothing reads until a plan does: other forms of tensors.
     """
@@ -51,6 +52,7 @@ class Joint:
     position: dict[Node, int] = field(default_factory=dict)
     extra: set[Node] = field(default_factory=set)
     bit_exact: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
     _bases: dict[Node, Node] = field(default_factory=dict)
     _nbytes: dict[Node, int] = field(default_factory=dict)
     _seconds: dict[Node, float] = field(default_factory=dict)
@@ -117,7 +119,7 @@ class Joint:
         """Bytes of the storage of `node`; 0 of what is no tensor."""
         found = self._nbytes.get(node)
         if found is None:
-            found = self._nbytes[node] = bytes_of(self.base(node))
+            found = self._nbytes[node] = bytes_of(self.base(node), self.sizes)
         return found
 
     def is_fusible(self, node: Node) -> bool:
@@ -182,11 +184,11 @@ def dtype_of(node: Node) -> str:
     return short.get(value.dtype, "f32") if isinstance(value, torch.Tensor) else "f32"
 
 
-def bytes_of(node: Node) -> int:
-    """Bytes that a node takes on the device; symbolic sizes count as their hints."""
+def bytes_of(node: Node, sizes: Mapping[str, int] | None = None) -> int:
+    """Bytes that a node takes on the device, for sizes of symbols or else for their hints."""
     if node.target is OFFLOAD:
         return 0
-    return sum(_tensor_bytes(value) for value in _tensors(node.meta.get("val")))
+    return sum(_tensor_bytes(value, sizes) for value in _tensors(node.meta.get("val")))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -197,11 +199,11 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _tensor_bytes(value: torch.Tensor) -> int:
+def _tensor_bytes(value: torch.Tensor, sizes: Mapping[str, int] | None = None) -> int:
     # A view that repeats its memory (expand) has more elements than bytes.
     return (
         math.prod(
-            extent_of(size)
+            extent_of(size, sizes)
             for size, stride in zip(value.shape, value.stride(), strict=True)
             if not (isinstance(stride, int) and stride == 0)
         )

@@ -45,6 +45,7 @@ class Options:
     Attributes:
         parts: by the segment that each begins with.
         layers: the same as numbers, for `combine`.
+        unsolved: why choices are not the quickest of their size, each reason once; see `keep_sets`.
     """
 
     joint: Joint
@@ -53,6 +54,7 @@ class Options:
     forms: Forms = field(default_factory=Forms)
     parts: list[list[Part]] = field(default_factory=list)
     layers: list[list[Choice]] = field(default_factory=list)
+    unsolved: dict[str, None] = field(default_factory=dict)
 
     def recompute(self, parts: Iterable[Part]) -> Recompute:
         """Backward when these parts, which cover all segments, keep what they keep."""
@@ -123,7 +125,7 @@ def options_of(
         layer = layer_of(joint, segments, number)
         kind = segments.kind[number]
         if kind not in solved:
-            solved[kind] = keep_sets(layer)
+            solved[kind] = keep_sets(layer, found.unsolved.setdefault)
         whole = [
             Part(number, number + 1, frozenset(layer.nodes[at] for at in kept))
             for kept in solved[kind]
