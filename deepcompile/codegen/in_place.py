@@ -112,7 +112,7 @@ def written_over(op: KernelOp, out: Buffer, operand: Buffer) -> KernelOp | None:
 
 
 def _one_buffer(nest: Kernel, out: Buffer, operand: Buffer) -> Kernel | None:
-    if out.dtype != operand.dtype:
+    if operand.role != "in" or out.dtype != operand.dtype:
         return None
     stores = [i for i in nest.instructions() if isinstance(i, Store) and i.buffer == out.name]
     loads = [i for i in nest.instructions() if isinstance(i, Load) and i.buffer == operand.name]

@@ -76,7 +76,7 @@ def add_lifetime_steps(spec: ProgramSpec, hints: Mapping[str, int]) -> None:
         spec: changed in place.
         hints: the sizes by which a slot counts as small. One of unknown size counts as large.
     """
-    nbytes = {slot.number: likely_bytes(slot.layout, hints) for slot in spec.slots}
+    nbytes = {slot.number: _likely_bytes(slot.layout, hints) for slot in spec.slots}
     for slot in spec.slots:
         if slot.storage == "arena" and slot.first >= 0 and nbytes[slot.number] >= LARGE:
             slot.storage = "own"
@@ -123,8 +123,12 @@ def _changes(spec: ProgramSpec, nbytes: Mapping[int, int]) -> dict[int, _Change]
     return found
 
 
-def likely_bytes(layout: Layout, hints: Mapping[str, int]) -> int:
-    """Bytes of a tensor by the sizes expected; as many as count as large when those do not say."""
+def is_large(layout: Layout, hints: Mapping[str, int]) -> bool:
+    """Whether a tensor of the sizes expected, or of sizes nobody expects, counts as large."""
+    return _likely_bytes(layout, hints) >= LARGE
+
+
+def _likely_bytes(layout: Layout, hints: Mapping[str, int]) -> int:
     try:
         return _layout_bytes(layout, hints)
     except KeyError:

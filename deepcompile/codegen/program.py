@@ -25,7 +25,7 @@ from ..passes.lowering.shapes import args_of, argument, size_index
 from .batch import Batch, CannotTabulate
 from .gemm import Product, gemm_steps
 from .in_place import Storages, same_extent, written_over
-from .lifetimes import LARGE, add_lifetime_steps, likely_bytes, settle_lifetimes
+from .lifetimes import add_lifetime_steps, is_large, settle_lifetimes
 from .size_hints import size_hints
 from .steps import (
     ExternStep,
@@ -330,7 +330,7 @@ class _Maker:
         users = {args_of(user)[1]: user for user in node.users}
         for number, (out, value) in enumerate(zip(results, node.meta["val"], strict=True)):
             layout = self._layout(value)
-            if likely_bytes(layout, self.hints) < LARGE:
+            if not is_large(layout, self.hints):
                 continue
             returned = number in users and self.storages.is_returned(users[number])
             for pair in free:
