@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch.fx import GraphModule, Node
@@ -106,19 +106,6 @@ class StepPlanner:
         expected: where a smaller room ends is on the way of a larger one, so that more room is
         never slower.
         """
-        found = self._within(room)
-        return None if found is None else self._with_bound(found)
-
-    def _with_bound(self, planned: Planned) -> Planned:
-        """The same plan, with what no plan for its size undercuts."""
-        if planned.combination.bound is not None:
-            return planned
-        started = time.perf_counter()
-        _, combination = fit(self.options, planned.size)
-        self.plan_seconds += time.perf_counter() - started
-        return replace(planned, combination=combination)
-
-    def _within(self, room: int) -> Planned | None:
         last = len(self.ladder) - 1
         rung = min(bisect.bisect_right(self.expected, room), last)
         if self._fits(rung, room):
@@ -147,7 +134,7 @@ class StepPlanner:
             return found
         size = self.ladder[rung]
         started = time.perf_counter()
-        options, combination = fit(self.options, size, bound=False)
+        options, combination = fit(self.options, size)
         choice = self.options.index(options), combination.chosen
         known = self._by_choice.get(choice)
         if known is not None:
