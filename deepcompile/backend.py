@@ -5,14 +5,12 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +40,7 @@ from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .options import Options
+from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
@@ -240,7 +239,7 @@ class _Compiler:
         for record in self.recordings:
             record.graphs.append(compiled)
             compiled.source = gm
-        with _collector_paused():
+        with collector_paused():
             return self._compile_graph(gm, compiled, kind)
 
     def _compile_graph(
@@ -411,18 +410,6 @@ class _Compiler:
                     "function": f"k{step.function}",
                 },
             )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection inside: each one would walk all that tracing has made by then."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:

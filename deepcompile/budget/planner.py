@@ -16,6 +16,7 @@ from ..passes.checkpoints.emit import Recompute, written_out
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
 from ..passes.checkpoints.place import Options, Part, alternatives, fit, highest, lowest
+from ..pipeline.collector import collector_paused
 from .step import StepTimeline
 
 Halves = tuple[GraphModule, GraphModule]
@@ -77,6 +78,7 @@ class StepPlanner:
         self._by_choice: dict[object, Planned] = {}
 
     @cached_property
+    @collector_paused()
     def options(self) -> list[Options]:
         """What each part of the model can keep, for each way to cut it into parts."""
         started = time.perf_counter()
@@ -127,6 +129,7 @@ class StepPlanner:
         found = [self.planned(rung) for rung in range(min(LOWEST, len(self.ladder)))]
         return sorted(found, key=lambda planned: planned.step.peak)
 
+    @collector_paused()
     def planned(self, rung: int) -> Planned:
         """The plan for one size of the ladder."""
         found = self._planned.get(rung)

@@ -27,8 +27,10 @@ from torch._functorch.partitioners import (
 )
 from torch._guards import CompileContext, TracingContext
 from torch.fx import GraphModule, Node
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
+
+from .divide import divided_plainly
 
 __all__ = [
     "capture_with_aot",
@@ -89,6 +91,11 @@ def divide_joint_graph(
     `saved` are tensors of forward and inputs of the step; `symbols` sizes among its nodes. What
     backward does not read of them is left out.
     """
+    plain = None if symbols else divided_plainly(joint.graph, saved, num_fwd_outputs)
+    if plain is not None:
+        with _use_lazy_graph_module(True):  # nobody calls them: passes read their graphs
+            forward, backward = (_make_graph_module(joint, graph) for graph in plain)
+            return raise_getitems(forward), raise_getitems(backward)
     primals = [
         node
         for node in joint.graph.find_nodes(op="placeholder")
@@ -97,7 +104,7 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
-    with _use_lazy_graph_module(True):  # nobody calls them: passes read their graphs
+    with _use_lazy_graph_module(True):
         forward, backward = _extract_fwd_bwd_modules(
             joint,
             list(saved),
