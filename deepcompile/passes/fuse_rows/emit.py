@@ -64,7 +64,6 @@ class _Split:
                 operands={} if access.operand is None else {node: access.operand},
                 reads={node: access.reads},
                 cost=access.cost,
-                members=1 << plan.order[node],
             )
             orient(plan, single, node, access)
             plan.groups[single.id] = single
