@@ -191,7 +191,8 @@ class BudgetedSplit:
         follow_lifetimes: bool,
         storages: Mapping[str, tuple[str, int]],
     ) -> tuple[Timeline, dict[int, str]]:
-        spec = self.make_program(_copied(graph), kind, follow_lifetimes)
+        with torch_private.uncalled_graph_modules():
+            spec = self.make_program(_copied(graph), kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
             number
@@ -285,6 +286,6 @@ def _copied(graph: GraphModule) -> GraphModule:
     for node in graph.graph.nodes:
         env[node] = new.node_copy(node, env.__getitem__)
         env[node].meta = dict(node.meta)
-    result = GraphModule(graph, new)
+    result = torch_private.graph_module(graph, new, "GraphModule")
     result.meta.update(graph.meta)
     return result

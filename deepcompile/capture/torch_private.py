@@ -7,6 +7,7 @@ torch release that moves a name is dealt with in this file only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch._functorch.partitioners import (
     thread_graphsafe_rng_from_hops,
 )
 from torch._guards import CompileContext, TracingContext
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
 
@@ -38,10 +39,12 @@ __all__ = [
     "divide_joint_graph",
     "exceptions_meant_for_dynamo",
     "flatten_graph_inputs",
+    "graph_module",
     "hidden_from_dynamo",
     "mutated_input_indices",
     "split_joint_graph",
     "static_input_indices",
+    "uncalled_graph_modules",
 ]
 
 #: Control flow between Dynamo and a backend: never to be answered with a fallback of ours.
@@ -93,8 +96,8 @@ def divide_joint_graph(
     """
     plain = None if symbols else divided_plainly(joint.graph, saved, num_fwd_outputs)
     if plain is not None:
-        with _use_lazy_graph_module(True):  # nobody calls them: passes read their graphs
-            forward, backward = (_make_graph_module(joint, graph) for graph in plain)
+        with uncalled_graph_modules():  # passes read their graphs
+            forward, backward = (graph_module(joint, graph, "GraphModule") for graph in plain)
             return raise_getitems(forward), raise_getitems(backward)
     primals = [
         node
@@ -104,7 +107,7 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
-    with _use_lazy_graph_module(True):
+    with uncalled_graph_modules():
         forward, backward = _extract_fwd_bwd_modules(
             joint,
             list(saved),
@@ -119,6 +122,16 @@ def divide_joint_graph(
             thread_graphsafe_rng_from_hops(forward, is_backward=False),
             thread_graphsafe_rng_from_hops(backward, is_backward=True),
         )
+
+
+def uncalled_graph_modules() -> AbstractContextManager[None]:
+    """Inside, no Python code is made of graphs for which `graph_module` makes a module."""
+    return _use_lazy_graph_module(True)
+
+
+def graph_module(root: GraphModule, graph: Graph, class_name: str) -> GraphModule:
+    """A module of the graph, with the attributes of `root` that it names."""
+    return _make_graph_module(root, graph, class_name)
 
 
 def current_frame() -> int | None:
