@@ -21,7 +21,7 @@ from . import __version__
 from .budget.ledger import Ledger, ledger_of
 from .budget.report import BudgetReport
 from .budget.setup import budgeted_split
-from .budget.split import BudgetedSplit
+from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import in_short
@@ -110,6 +110,7 @@ class _Compiler:
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
+        self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
         if options.run_dir is not None:
@@ -153,15 +154,23 @@ class _Compiler:
         )
 
     def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
-        """What would become of a graph, without a trace in the run directory."""
-        manager = PassManager(self.pipeline.graph, (), self.options)
-        graph = manager.run(gm, kind, f"trial_{kind}")
+        """What would become of a graph, which stays as it is; the run directory has no trace of it.
+
+        What passes make of the last graph of a kind is kept: it is asked for once with memory that
+        follows lifetimes and once without.
+        """
+        source, graph = self._last_trial.get(kind, (None, None))
+        if graph is None or source is not gm:
+            manager = PassManager(self.pipeline.graph, (), self.options)
+            graph = manager.run(copied(gm), kind, f"trial_{kind}")
+            self._last_trial[kind] = gm, graph
         triton = uses_triton(self.device, self.options.codegen)
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes)
 
     def _budget_decided(self, report: BudgetReport) -> None:
         self.follow_lifetimes = report.follow_lifetimes
+        self._last_trial.clear()
         self.ledger.enter(current_frame(), report.held)
         self.note("memory-budget", **report.facts())
         for record in self.recordings:

@@ -41,7 +41,7 @@ from .report import BudgetReport
 from .step import Pinned, StepTimeline, pinned_bytes
 
 MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
-"""From a graph, its kind, and whether memory follows lifetimes to its program."""
+"""From a graph, its kind, and whether memory follows lifetimes to its program; the graph stays."""
 
 
 class BudgetedSplit:
@@ -192,7 +192,7 @@ class BudgetedSplit:
         storages: Mapping[str, tuple[str, int]],
     ) -> tuple[Timeline, dict[int, str]]:
         with torch_private.uncalled_graph_modules():
-            spec = self.make_program(_copied(graph), kind, follow_lifetimes)
+            spec = self.make_program(graph, kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
             number
@@ -279,7 +279,7 @@ MARGIN = 0.1
 """The part of the free memory that `memory_budget="auto"` leaves alone."""
 
 
-def _copied(graph: GraphModule) -> GraphModule:
+def copied(graph: GraphModule) -> GraphModule:
     """The graph with nodes of its own, for passes to change."""
     new = Graph()
     env: dict[Node, Node] = {}
