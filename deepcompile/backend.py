@@ -23,7 +23,7 @@ from .budget.menu import Menu
 from .budget.report import BudgetReport, warn_of_first_step
 from .budget.setup import budgeted_split
 from .budget.shares import Share
-from .budget.split import BudgetedSplit
+from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import in_short
@@ -121,6 +121,7 @@ class _Compiler:
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
+        self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
         if options.run_dir is not None:
@@ -176,15 +177,23 @@ class _Compiler:
         )
 
     def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
-        """What would become of a graph, without a trace in the run directory."""
-        manager = PassManager(self.pipeline.graph, (), self.options)
-        graph = manager.run(gm, kind, f"trial_{kind}")
+        """What would become of a graph, which stays as it is; the run directory has no trace of it.
+
+        What passes make of the last graph of a kind is kept: it is asked for once with memory that
+        follows lifetimes and once without.
+        """
+        source, graph = self._last_trial.get(kind, (None, None))
+        if graph is None or source is not gm:
+            manager = PassManager(self.pipeline.graph, (), self.options)
+            graph = manager.run(copied(gm), kind, f"trial_{kind}")
+            self._last_trial[kind] = gm, graph
         triton = uses_triton(self.device, self.options.codegen)
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes)
 
     def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
         self.follow_lifetimes = report.follow_lifetimes
+        self._last_trial.clear()
         self.planned = report, menu
         if report.exceeds:
             warn_of_first_step(report)

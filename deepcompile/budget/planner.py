@@ -18,6 +18,7 @@ from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
 from ..passes.checkpoints.place import Options, Part, alternatives, finer
 from ..passes.checkpoints.unsolved import Unsolved
+from ..pipeline.collector import collector_paused
 from .refine import Figures, homes, largest, quickest, smallest
 from .step import StepTimeline
 
@@ -93,6 +94,7 @@ class StepPlanner:
         self._by_choice: dict[object, Planned] = {}
 
     @cached_property
+    @collector_paused()
     def options(self) -> list[Options]:
         """What each part of the model can keep, for each way to cut it into parts."""
         return self._timed(lambda: alternatives(self.facts, self.forms))
@@ -252,6 +254,7 @@ class StepPlanner:
         finally:
             self.plan_seconds += time.perf_counter() - started
 
+    @collector_paused()
     def _plan(self, options: Options, combination: Combination, size: int, number: int) -> Planned:
         choice = id(options), combination.chosen
         known = self._by_choice.get(choice)

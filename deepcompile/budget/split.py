@@ -44,7 +44,7 @@ from .shares import Member, Share, Way
 from .step import Pinned, StepTimeline, pinned_bytes
 
 MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
-"""From a graph, its kind, and whether memory follows lifetimes to its program."""
+"""From a graph, its kind, and whether memory follows lifetimes to its program; the graph stays."""
 
 
 Decided = Callable[[BudgetReport, Menu], None]
@@ -300,7 +300,8 @@ class BudgetedSplit:
         storages: Mapping[str, tuple[str, int]],
         sizes: Mapping[str, int],
     ) -> tuple[Timeline, dict[int, str], dict[int, str]]:
-        spec = self.make_program(_copied(graph), kind, follow_lifetimes)
+        with torch_private.uncalled_graph_modules():
+            spec = self.make_program(graph, kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
             number
@@ -398,13 +399,13 @@ def _erase_new(graph: Graph, before: Collection[Node]) -> None:
             graph.erase_node(node)
 
 
-def _copied(graph: GraphModule) -> GraphModule:
+def copied(graph: GraphModule) -> GraphModule:
     """The graph with nodes of its own, for passes to change."""
     new = Graph()
     env: dict[Node, Node] = {}
     for node in graph.graph.nodes:
         env[node] = new.node_copy(node, env.__getitem__)
         env[node].meta = dict(node.meta)
-    result = GraphModule(graph, new)
+    result = torch_private.graph_module(graph, new, "GraphModule")
     result.meta.update(graph.meta)
     return result

@@ -34,9 +34,11 @@ from torch._guards import (
     tracing,
 )
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import GraphModule, Node
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
+
+from .divide import divided_plainly
 
 __all__ = [
     "capture_with_aot",
@@ -44,11 +46,13 @@ __all__ = [
     "divide_joint_graph",
     "exceptions_meant_for_dynamo",
     "flatten_graph_inputs",
+    "graph_module",
     "hidden_from_dynamo",
     "mutated_input_indices",
     "split_joint_graph",
     "static_input_indices",
     "tracing_once_more",
+    "uncalled_graph_modules",
 ]
 
 #: Control flow between Dynamo and a backend: never to be answered with a fallback of ours.
@@ -98,6 +102,11 @@ def divide_joint_graph(
     `saved` are tensors of forward and inputs of the step; `symbols` sizes among its nodes. What
     backward does not read of them is left out.
     """
+    plain = None if symbols else divided_plainly(joint.graph, saved, num_fwd_outputs)
+    if plain is not None:
+        with uncalled_graph_modules():  # passes read their graphs
+            forward, backward = (graph_module(joint, graph, "GraphModule") for graph in plain)
+            return raise_getitems(forward), raise_getitems(backward)
     primals = [
         node
         for node in joint.graph.find_nodes(op="placeholder")
@@ -106,7 +115,7 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
-    with _use_lazy_graph_module(True):  # nobody calls them: passes read their graphs
+    with uncalled_graph_modules():
         forward, backward = _extract_fwd_bwd_modules(
             joint,
             list(saved),
@@ -121,6 +130,16 @@ def divide_joint_graph(
             thread_graphsafe_rng_from_hops(forward, is_backward=False),
             thread_graphsafe_rng_from_hops(backward, is_backward=True),
         )
+
+
+def uncalled_graph_modules() -> AbstractContextManager[None]:
+    """Inside, no Python code is made of graphs for which `graph_module` makes a module."""
+    return _use_lazy_graph_module(True)
+
+
+def graph_module(root: GraphModule, graph: Graph, class_name: str) -> GraphModule:
+    """A module of the graph, with the attributes of `root` that it names."""
+    return _make_graph_module(root, graph, class_name)
 
 
 def current_frame() -> tuple[int | None, Hashable]:

@@ -9,9 +9,11 @@ none is worse than another in both. The bound is that of the linear relaxation (
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from .unsolved import NO_SCIPY, Unsolved, failed
 
@@ -120,33 +122,65 @@ def _pinned(layers: Layers, budget: int) -> int | None:
     return reached if least[-1] is None else None
 
 
-State = tuple[int, float, int, int, int]
-"""Bytes saved, seconds, and where it comes from: the layer, the state there, the choice."""
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _States:
+    """What may have been chosen before a layer; each saves more than the one before, in less time.
+
+    Attributes:
+        saved, seconds: of all parts before the layer.
+        origin: where each comes from, as one number: the layer where the last part begins, the
+            state there, the choice.
+    """
+
+    saved: Ints
+    seconds: Floats
+    origin: Ints
+
+    def after(self, choice: Choice, budget: int, origin: Callable[[Ints], Ints]) -> _States:
+        """The states behind a part with this choice, for all in which it fits `budget` bytes."""
+        fitting = int(np.searchsorted(self.saved, budget - choice.peak, side="right"))
+        return _States(
+            self.saved[:fitting] + choice.saved,
+            self.seconds[:fitting] + choice.seconds,
+            origin(np.arange(fitting)),
+        )
+
+    def only(self, where: npt.NDArray[np.bool_] | Ints) -> _States:
+        """Some of the states."""
+        return _States(self.saved[where], self.seconds[where], self.origin[where])
 
 
 def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination | None:
     """The quickest combination that fits `budget` bytes at every moment; None when none does."""
-    made: list[list[State]] = [[] for _ in range(len(layers) + 1)]
-    made[0] = [(0, 0.0, -1, -1, -1)]
-    kept: list[list[State]] = []
+    shape = len(layers), MOST_STATES + 1, max(map(len, layers), default=0)
+    made: list[list[_States]] = [[] for _ in range(len(layers) + 1)]
+    made[0] = [_States(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64))]
+    kept: list[_States] = []
     for start in range(len(layers) + 1):
-        states = _undominated(sorted(made[start]))
+        states = _undominated(made[start])
         kept.append(states)
+        made[start] = []
         if start == len(layers):
             break
-        for at, (saved, seconds, *_) in enumerate(states):
-            for number, choice in enumerate(layers[start]):
-                if saved + choice.peak <= budget:
-                    total = saved + choice.saved, seconds + choice.seconds
-                    made[start + choice.length].append((*total, start, at, number))
-    if not kept[-1]:
+        for number, choice in enumerate(layers[start]):
+
+            def origin(at: Ints, place: tuple[int, int] = (start, number)) -> Ints:
+                return np.ravel_multi_index((place[0], at, place[1]), shape)
+
+            made[start + choice.length].append(states.after(choice, budget, origin))
+    if not kept[-1].saved.size:
         return None
-    state = min(kept[-1], key=lambda state: state[1])
-    seconds = state[1]
+    at = len(kept[-1].saved) - 1  # the last is the quickest
+    seconds = float(kept[-1].seconds[at])
     chosen: list[tuple[int, int]] = []
-    while state[2] >= 0:
-        chosen.append((state[2], state[4]))
-        state = kept[state[2]][state[3]]
+    end = len(layers)
+    while end:
+        end, at, number = map(int, np.unravel_index(kept[end].origin[at], shape))
+        chosen.append((end, number))
     chosen.reverse()
     found = Combination(tuple(chosen), seconds, peak_of(layers, chosen))
     if not bound:
@@ -158,34 +192,42 @@ def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination |
         return replace(found, no_bound=str(error))
 
 
-def _undominated(made: list[State]) -> list[State]:
-    kept: list[State] = []
-    least = float("inf")
-    for state in made:
-        if state[1] < least:
-            kept.append(state)
-            least = state[1]
-    if len(kept) <= MOST_STATES:
-        return kept
+def _undominated(made: Sequence[_States]) -> _States:
+    """Of all states those that none undercuts in both; of equal ones that of least origin."""
+    saved = np.concatenate([states.saved for states in made] or [np.zeros(0, np.int64)])
+    if not saved.size:
+        return _States(saved, np.zeros(0), saved)
+    order = np.argsort(saved, kind="stable")  # quick on what consists of sorted runs
+    saved = saved[order]
+    seconds = np.concatenate([states.seconds for states in made])[order]
+    origin = np.concatenate([states.origin for states in made])[order]
+    firsts = np.flatnonzero(np.diff(saved, prepend=saved[0] - 1))
+    quickest = np.minimum.reduceat(seconds, firsts)
+    is_quickest = seconds == np.repeat(quickest, np.diff(firsts, append=saved.size))
+    origin = np.minimum.reduceat(np.where(is_quickest, origin, np.iinfo(np.int64).max), firsts)
+    states = _States(saved[firsts], quickest, origin)
+    before = np.minimum.accumulate(quickest)[:-1]
+    states = states.only(np.concatenate([[True], quickest[1:] < before]))
+    if states.saved.size <= MOST_STATES:
+        return states
     # Of those in one bucket of sums, the last, which is the quickest: no sum is taken for less.
-    low, high = kept[0][0], kept[-1][0]
-    sums = [state[0] for state in kept]
-    edges = (low + (high - low) * (i + 1) // MOST_STATES for i in range(MOST_STATES))
-    ends = {bisect.bisect_right(sums, edge) - 1 for edge in edges} | {0}
-    return [kept[end] for end in sorted(ends)]
+    low, high = int(states.saved[0]), int(states.saved[-1])
+    edges = low + (high - low) * np.arange(1, MOST_STATES + 1) // MOST_STATES
+    ends = np.searchsorted(states.saved, edges, side="right") - 1
+    return states.only(np.unique(np.append(ends, 0)))
 
 
 def relaxed(layers: Layers, budget: int) -> float:
     """Seconds of the linear relaxation, where parts may mix choices.
 
     Each layer is covered once. While a layer is worked on, what parts that end before it saved is
-    in memory, and the peak of the part that covers it.
+    in memory, and the peak of the part that covers it. Those sums are variables of their own, each
+    the one before and what ends there: else every part would be in the row of every later layer.
 
     Raises:
         Unsolved: without SciPy, or when the solver fails; also where nothing fits the budget.
     """
     try:
-        import numpy as np
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
     except ImportError:
@@ -196,28 +238,35 @@ def relaxed(layers: Layers, budget: int) -> float:
     scale = float(max(budget, 1))
     costs = np.array([choice.seconds for _, choice in parts])
     unit = float(costs.max()) or 1.0
-    entries: list[tuple[int, int, float]] = []
-    covers: list[tuple[int, int, float]] = []
+    width = len(parts) + len(layers)
+    peaks: list[tuple[int, int, float]] = []
+    equal: list[tuple[int, int, float]] = []
+    for layer in range(len(layers)):
+        before = len(parts) + layer  # the column of what parts that end before the layer saved
+        peaks += (2 * layer, before, 1.0), (2 * layer + 1, before, 1.0)
+        equal.append((len(layers) + layer, before, 1.0))
+        if layer:
+            equal.append((len(layers) + layer, before - 1, -1.0))
     for column, (start, choice) in enumerate(parts):
-        for layer in range(start, start + choice.length):
-            covers.append((layer, column, 1.0))
-            entries.append((2 * layer, column, choice.forward / scale))
-            entries.append((2 * layer + 1, column, choice.backward / scale))
-        for layer in range(start + choice.length, len(layers)):
-            entries.append((2 * layer, column, choice.saved / scale))
-            entries.append((2 * layer + 1, column, choice.saved / scale))
+        end = start + choice.length
+        for layer in range(start, end):
+            equal.append((layer, column, 1.0))
+            peaks.append((2 * layer, column, choice.forward / scale))
+            peaks.append((2 * layer + 1, column, choice.backward / scale))
+        if end < len(layers):
+            equal.append((len(layers) + end, column, -choice.saved / scale))
 
-    def matrix(found: list[tuple[int, int, float]], rows: int) -> csr_matrix:
+    def matrix(found: list[tuple[int, int, float]]) -> csr_matrix:
         row, column, value = zip(*found, strict=True)
-        return csr_matrix((value, (row, column)), shape=(rows, len(parts)))
+        return csr_matrix((value, (row, column)), shape=(2 * len(layers), width))
 
     result = linprog(
-        costs / unit,
-        A_ub=matrix(entries, 2 * len(layers)),
+        np.concatenate([costs / unit, np.zeros(len(layers))]),
+        A_ub=matrix(peaks),
         b_ub=np.full(2 * len(layers), budget / scale),
-        A_eq=matrix(covers, len(layers)),
-        b_eq=np.ones(len(layers)),
-        bounds=(0, 1),
+        A_eq=matrix(equal),
+        b_eq=np.repeat([1.0, 0.0], len(layers)),
+        bounds=[*[(0, 1)] * len(parts), *[(0, None)] * len(layers)],
         method="highs",
     )
     if result.status != 0:

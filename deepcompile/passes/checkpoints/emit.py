@@ -75,6 +75,7 @@ def recompute(
     found = Recompute()
     walk = found.walk
     copies: dict[tuple[Node, int], object] = {}
+    is_there: dict[Node, bool] = {}
 
     def available(node: Node, number: int) -> object:
         stack: list[tuple[Node, bool]] = [(node, False)]
@@ -100,16 +101,20 @@ def recompute(
 
     def _given(node: Node, number: int) -> object | None:
         node = instead.get(node, node)
-        if node.op != "call_function":
+        stays = is_there.get(node)
+        if stays is None:
+            stays = is_there[node] = _is_there(node)
+        return node if stays else copies.get((node, owner(node, number)))
+
+    def _is_there(node: Node) -> bool:
+        """Whether backward has it without computing it, which is noted."""
+        if node.op != "call_function" or joint.is_symbol(node):
             found.inputs[node] = None
-            return node
-        if joint.is_symbol(node):
-            found.inputs[node] = None
-            return node
+            return True
         if node in keep or _is_never_repeated(joint, node):
             found.saved[node] = None
-            return node
-        return copies.get((node, owner(node, number)))
+            return True
+        return False
 
     def owner(node: Node, number: int) -> int:
         """The segment that a copy is made for."""

@@ -91,38 +91,38 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
 def _written(joint: Joint, walk: Walk) -> set[object]:
     """Entries that will be in memory as storages of their own."""
     depth: dict[object, int] = {}
+    fusible = {entry: joint.is_fusible(node) for entry, node in walk.origin.items()}
     for entry in walk.nodes:
-        node = walk.origin[entry]
         deepest = 0
         for source in walk.sources[entry]:
             if source in depth:
-                past = not joint.is_fusible(walk.origin[source])
-                deepest = max(deepest, depth[source] + past)
+                deepest = max(deepest, depth[source] + (not fusible[source]))
         depth[entry] = deepest
-    users: dict[object, list[object]] = {}
-    for entry in walk.nodes:
-        for source in walk.sources[entry]:
-            users.setdefault(source, []).append(entry)
+    users: dict[object, int] = {}
     # What kernels compute waits for the first that reads it.
     for entry in reversed(walk.nodes):
-        if joint.is_fusible(walk.origin[entry]) and entry not in walk.outputs:
-            waits = min((depth[user] for user in users.get(entry, ())), default=0)
-            depth[entry] = max(depth[entry], waits)
+        if fusible[entry] and entry not in walk.outputs:
+            depth[entry] = max(depth[entry], users.get(entry, 0))
+        for source in walk.sources[entry]:
+            users[source] = min(users.get(source, depth[entry]), depth[entry])
     found: set[object] = set()
-    through: dict[object, bool] = {}
+    read = set(walk.outputs)
     for entry in reversed(walk.nodes):
         node = walk.origin[entry]
-        read = entry in walk.outputs
-        for user in users.get(entry, ()):
-            other = walk.origin[user]
-            if joint.is_view(other) and joint.base(other) is joint.base(node):
-                read |= through.get(user, False) or depth[user] > depth[entry]
+        base = joint.base(node)
+        is_view = base is not node
+        for source in walk.sources[entry]:
+            if source not in depth:
+                continue
+            if is_view and joint.base(walk.origin[source]) is base:
+                is_read = entry in read
             else:
-                read |= not joint.is_fusible(other) or depth[user] > depth[entry]
-        through[entry] = read
-        if joint.is_symbol(node) or joint.is_view(node) or not joint.nbytes(node):
+                is_read = not fusible[entry]
+            if is_read or depth[entry] > depth[source]:
+                read.add(source)
+        if joint.is_symbol(node) or is_view or not joint.nbytes(node):
             continue
-        if read or not joint.is_fusible(node):
+        if entry in read or not fusible[entry]:
             found.add(entry)
     return found
 

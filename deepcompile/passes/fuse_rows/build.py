@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Node
@@ -27,6 +27,10 @@ class Built:
     nest: Kernel
     buffers: tuple[tuple[Node, str], ...]
     outputs: tuple[Node, ...]
+
+    def named(self, name: str) -> Built:
+        """The same kernel with another name."""
+        return replace(self, nest=replace(self.nest, name=name))
 
 
 def build_kernel(plan: Plan, group: Group, name: str) -> Built:

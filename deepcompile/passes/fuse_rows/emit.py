@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ...capture.torch_private import graph_module
 from ...ir.batch_op import BatchOp
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
@@ -26,11 +27,12 @@ from .plan import Plan, is_mutation, orient, root
 
 def emit_graph(plan: Plan) -> tuple[GraphModule, int]:
     """The graph with kernels, and how many there are."""
-    _Split(plan).until_buildable()
-    built = {
-        group.id: build_kernel(plan, group, f"k{number}")
-        for number, group in enumerate(sorted(plan.groups.values(), key=lambda g: g.id))
-    }
+    trials = _Split(plan).until_buildable()
+    built = {}
+    for number, group in enumerate(sorted(plan.groups.values(), key=lambda g: g.id)):
+        name = f"k{number}"
+        trial = trials.get(group.id)
+        built[group.id] = trial.named(name) if trial else build_kernel(plan, group, name)
     return _Writer(plan, built).write(), len(built)
 
 
@@ -40,13 +42,20 @@ class _Split:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def until_buildable(self) -> None:
-        """Try every group once; single nodes that fail are left to ATen."""
+    def until_buildable(self) -> dict[int, Built]:
+        """Try every group once; single nodes that fail are left to ATen.
+
+        The kernels by group, unless one was taken apart: then others may have to store more.
+        """
+        built: dict[int, Built] = {}
+        whole = True
         for group in list(self.plan.groups.values()):
             try:
-                build_kernel(self.plan, group, "trial")
+                built[group.id] = build_kernel(self.plan, group, "trial")
             except CannotFuse as reason:
                 self._take_apart(group, str(reason))
+                whole = False
+        return built if whole else {}
 
     def _take_apart(self, group: Group, reason: str) -> None:
         plan = self.plan
@@ -64,7 +73,6 @@ class _Split:
                 operands={} if access.operand is None else {node: access.operand},
                 reads={node: access.reads},
                 cost=access.cost,
-                members=1 << plan.order[node],
             )
             orient(plan, single, node, access)
             plan.groups[single.id] = single
@@ -95,7 +103,7 @@ class _Writer:
                 self._write_kernel(unit)
             else:
                 self._write_node(unit)
-        result = GraphModule(source, self.graph, source.__class__.__name__)
+        result = graph_module(source, self.graph, source.__class__.__name__)
         result.meta.update(source.meta)
         return result
 

@@ -40,7 +40,6 @@ class Group:
     operands: dict[Node, Position]
     reads: dict[Node, tuple[tuple[Node, Position], ...]]
     cost: float
-    members: int = 0
 
     @property
     def has_reduction(self) -> bool:
@@ -244,7 +243,6 @@ def copy_group(group: Group) -> Group:
         dict(group.operands),
         dict(group.reads),
         group.cost,
-        group.members,
     )
 
 
@@ -296,7 +294,6 @@ def merge(
     merged.operands = {**left.operands, **right.operands}
     merged.reads = {**left.reads, **right.reads}
     merged.cost = left.cost + right.cost
-    merged.members = left.members | right.members
     _check_reductions(merged)
     _check_phases(merged, order)
     return merged, _shifted(merged)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch.fx import GraphModule, Node
@@ -43,15 +42,8 @@ class Plan:
     inlined: dict[Node, Access] = field(default_factory=dict)
     group_of: dict[Node, Group] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
-    ancestors: dict[int, int] = field(default_factory=dict)
-    descendants: dict[int, int] = field(default_factory=dict)
     mutated: set[Node] = field(default_factory=set)
     rejected: dict[tuple[Node, Node], str] = field(default_factory=dict)
-
-    @cached_property
-    def nodes(self) -> list[Node]:
-        """The nodes by their order."""
-        return list(self.order)
 
     @property
     def round_always(self) -> bool:

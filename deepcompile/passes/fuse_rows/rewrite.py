@@ -20,6 +20,7 @@ from ..lowering.views import Position, is_split, is_view
 from .build import build_kernel
 from .emit import emit_graph
 from .groups import Group, Reject, cross_reads, merge
+from .paths import Paths
 from .plan import (
     Plan,
     consumers,
@@ -44,8 +45,7 @@ def fuse(graph: GraphModule, ctx: PassContext, *, max_nodes: int, max_buffers: i
     _start_groups(plan)
     if not plan.groups:
         return PassResult(graph, False, {})
-    _close_reachability(plan)
-    _merge_all(plan, max_nodes, max_buffers)
+    _merge_all(plan, _paths(plan), max_nodes, max_buffers)
     _dissolve(plan, max_nodes)
     rejected = _still_apart(plan)
     for producer, consumer, reason in rejected:
@@ -139,7 +139,6 @@ def _start_groups(plan: Plan) -> None:
             operands={} if access.operand is None else {node: access.operand},
             reads={node: _expand_inlined(plan, access.reads)},
             cost=access.cost,
-            members=1 << plan.order[node],
         )
         orient(plan, group, node, access)
         plan.groups[group.id] = group
@@ -159,41 +158,31 @@ def _expand_inlined(
     return tuple(result)
 
 
-def _close_reachability(plan: Plan) -> None:
-    """Ancestors and descendants of every node: over data, and reads that precede a write."""
-    nodes = list(plan.graph.graph.nodes)
-    # Views, the tuples of a reduction and what is computed where it is read are never in between.
-    bits = {
-        node: 0
-        if is_view(node) or is_split(node) or is_tuple_reduction(node) or never_stored(plan, node)
-        else 1 << plan.order[node]
-        for node in nodes
-    }
-    below: dict[Node, int] = {}
+def _paths(plan: Plan) -> Paths:
+    """Over data, and from reads to the write that they precede."""
+    # By node: itself, or what it reads through nodes that are never in between.
+    behind: dict[Node, dict[Node, None]] = {}
+    before: dict[Node, dict[Node, None]] = {}
     readers: dict[Node, list[Node]] = {}
-    for node in nodes:
-        mask = 0
+    for node in plan.graph.graph.nodes:
         inputs = list(node.all_input_nodes)
         if is_mutation(node):
             inputs += readers.get(root(args_of(node)[0]), [])
         if node.op == "call_function":
             for source in node.all_input_nodes:
                 readers.setdefault(root(source), []).append(node)
-        for source in inputs:
-            mask |= below[source] | bits[source]
-        below[node] = mask
-    above: dict[Node, int] = dict.fromkeys(nodes, 0)
-    for node in reversed(nodes):
-        here = above[node] | bits[node]
-        for source in node.all_input_nodes:
-            above[source] |= here
-        if is_mutation(node):
-            for source in readers.get(root(args_of(node)[0]), []):
-                if plan.order[source] < plan.order[node]:
-                    above[source] |= here
-    for group in plan.groups.values():
-        plan.ancestors[group.id] = below[group.nodes[0]]
-        plan.descendants[group.id] = above[group.nodes[0]]
+        sources = {found: None for source in inputs for found in behind[source]}
+        if _is_never_between(plan, node):
+            behind[node] = sources
+        else:
+            behind[node] = {node: None}
+            before[node] = sources
+    return Paths(before)
+
+
+def _is_never_between(plan: Plan, node: Node) -> bool:
+    """Views, the tuples of a reduction, and what is computed where it is read."""
+    return is_view(node) or is_split(node) or is_tuple_reduction(node) or never_stored(plan, node)
 
 
 def _bytes(node: Node) -> int:
@@ -239,7 +228,7 @@ def _at_other_times(producer: Node, consumer: Node) -> bool:
     return copy and producer.meta.get("segment") != consumer.meta.get("segment")
 
 
-def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
+def _merge_all(plan: Plan, paths: Paths, max_nodes: int, max_buffers: int) -> None:
     pending = _candidates(plan)
     for _ in range(4):
         failed: list[tuple[int, int, int, Node, Node]] = []
@@ -250,7 +239,7 @@ def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
             if left is right:
                 continue
             try:
-                _merge_pair(plan, left, right, max_nodes, max_buffers)
+                _merge_pair(plan, paths, left, right, max_nodes, max_buffers)
                 progress = True
                 plan.rejected.pop((first, second), None)
             except (Reject, CannotFuse) as reason:
@@ -261,15 +250,14 @@ def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
             return
 
 
-def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffers: int) -> None:
+def _merge_pair(
+    plan: Plan, paths: Paths, left: Group, right: Group, max_nodes: int, max_buffers: int
+) -> None:
     if len(left.nodes) + len(right.nodes) > max_nodes:
         raise Reject(f"a kernel has at most {max_nodes} nodes")
-    both = left.members | right.members
-    if (plan.descendants[left.id] & plan.ancestors[right.id]) & ~both or (
-        plan.descendants[right.id] & plan.ancestors[left.id]
-    ) & ~both:
+    if paths.leave(left.nodes[0], right.nodes[0]):
         raise Reject("a path between them leaves the kernel")
-    if plan.descendants[right.id] & left.members:
+    if paths.comes_after(left.nodes[0], right.nodes[0]):
         left, right = right, left
     pairs = _identify(left, right)
     merged, shifted = merge(left, right, pairs, plan.order)
@@ -279,6 +267,7 @@ def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffe
         _check_shifted(plan, merged)
     if not plan.ctx.allow("fuse-edge", right.nodes[0]):
         raise Reject("the limit of rewrites, or the user, forbids it")
+    paths.merge(left.nodes[0], right.nodes[0])
     _adopt(plan, left, right, merged)
 
 
@@ -320,32 +309,10 @@ def _check_shifted(plan: Plan, group: Group) -> None:
 
 def _adopt(plan: Plan, left: Group, right: Group, merged: Group) -> None:
     merged.id = min(left.id, right.id)
-    members = merged.members
-    below = (plan.ancestors[left.id] | plan.ancestors[right.id]) & ~members
-    above = (plan.descendants[left.id] | plan.descendants[right.id]) & ~members
-    for old in (left, right):
-        del plan.groups[old.id], plan.ancestors[old.id], plan.descendants[old.id]
-    for other in _groups_in(plan, below):
-        plan.descendants[other.id] |= members | above
-    for other in _groups_in(plan, above):
-        plan.ancestors[other.id] |= members | below
+    del plan.groups[left.id], plan.groups[right.id]
     plan.groups[merged.id] = merged
-    plan.ancestors[merged.id], plan.descendants[merged.id] = below, above
     for node in merged.nodes:
         plan.group_of[node] = merged
-
-
-def _groups_in(plan: Plan, nodes: int) -> list[Group]:
-    """The groups with members among `nodes`, a set of bits."""
-    if nodes.bit_count() > len(plan.groups):
-        return [group for group in plan.groups.values() if group.members & nodes]
-    found: dict[int, Group] = {}
-    while nodes:
-        group = plan.group_of.get(plan.nodes[nodes.bit_length() - 1])
-        if group is not None:
-            found[group.id] = group
-        nodes ^= 1 << (nodes.bit_length() - 1)
-    return list(found.values())
 
 
 def _dissolve(plan: Plan, max_nodes: int) -> None:
