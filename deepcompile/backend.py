@@ -286,7 +286,7 @@ class _Compiler:
         compiled.spec = make_program(
             graph, self._gemm_choice(), follow_lifetimes=self.follow_lifetimes
         )
-        compiled.code = emit_program(compiled.spec)
+        compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = _externs(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         self._record_kernels(compiled, "source.cpp", compiled.code.kernels)

@@ -55,8 +55,16 @@ class Plan:
 
     @property
     def round_always(self) -> bool:
-        """Whether every op rounds to its dtype, as eager does."""
-        return getattr(self.ctx.options, "numerics", "fast") == "eager"
+        """Whether every op rounds to its dtype, as eager does.
+
+        Else a value that is read in the kernel that made it has more digits than one from memory.
+        """
+        return getattr(self.ctx.options, "numerics", "fast") == "eager" or self.keeps_order
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether sums add in an order of their own, whatever they share a kernel with."""
+        return bool(getattr(self.ctx.options, "deterministic", False))
 
 
 def consumers(plan: Plan, node: Node) -> Iterable[Node]:

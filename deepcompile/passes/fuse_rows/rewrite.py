@@ -29,6 +29,7 @@ from .plan import (
     orient,
     root,
 )
+from .sum_order import stands_alone, sum_order
 
 aten = torch.ops.aten
 
@@ -264,6 +265,8 @@ def _merge_all(plan: Plan, max_nodes: int, max_buffers: int) -> None:
 def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffers: int) -> None:
     if len(left.nodes) + len(right.nodes) > max_nodes:
         raise Reject(f"a kernel has at most {max_nodes} nodes")
+    if stands_alone(plan, left) or stands_alone(plan, right):
+        raise Reject("a sum of everything has a kernel of its own, so that its order is its own")
     both = left.members | right.members
     if (plan.descendants[left.id] & plan.ancestors[right.id]) & ~both or (
         plan.descendants[right.id] & plan.ancestors[left.id]
@@ -277,6 +280,8 @@ def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffe
         raise Reject(f"a kernel has at most {max_buffers} buffers")
     if shifted:
         _check_shifted(plan, merged)
+    if plan.keeps_order:
+        sum_order(plan, merged)
     if not plan.ctx.allow("fuse-edge", right.nodes[0]):
         raise Reject("the limit of rewrites, or the user, forbids it")
     _adopt(plan, left, right, merged)
@@ -393,6 +398,8 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
                 return False
             uses += 1
             reader = plan.group_of[user]
+            if stands_alone(plan, reader):
+                return False
             if max(_bytes(other) for other in reader.nodes) > 4 * largest and group.cost > 2:
                 return False
     if any(_reads_mutated(plan, reads) for reads in group.reads.values()):
