@@ -367,7 +367,7 @@ class _Compiler:
     def _gemm_choice(self) -> GemmChoice:
         """Which library multiplies matrices; the table's answer wherever bits must repeat."""
         if self.options.tune != "measure" or self.options.deterministic:
-            return default_gemm_choice()
+            return default_gemm_choice(by_layout=self.options.deterministic)
         with unset_fake_temporarily():
             return measured_gemm_choice(torch.get_num_threads())
 

@@ -120,8 +120,11 @@ def _call(step: KernelStep, names: list[str]) -> str:
 def _transpose(step: TransposeStep, names: list[str]) -> str:
     arguments = (step.rows, step.columns, step.source_stride, step.target_stride)
     numbers = ", ".join(_size(argument, names) for argument in arguments)
+    source = f"(const float *)slots[{step.source}]"
+    if step.source_offset != ZERO:
+        source += f" + {_size(step.source_offset, names)}"
     return (
-        f"  dc_transpose((const float *)slots[{step.source}], (float *)slots[{step.target}], "
+        f"  dc_transpose({source}, (float *)slots[{step.target}], "
         f"{numbers}, threads);"
     )
 

@@ -1,0 +1,123 @@
+"""`deterministic=True`: a memory budget changes no bit of the loss, nor of any gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.memory_models import NAMES, build
+from deepcompile.errors import MemoryBudgetError
+from tests.backend.budget_steps import Loss, blocks, report_of, rows, square_loss, step
+
+MODERATE = (0.0, 0.08, 0.15, 0.22, 0.3)
+"""Budgets as shares of the way from the smallest one to the peak without one.
+
+From about a third of it on, lifetimes alone suffice, and programs have the same kernels."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+def check_same_bits(
+    module: nn.Module,
+    x: Any,
+    loss: Loss = square_loss,
+    shares: tuple[float, ...] = MODERATE,
+    recomputes: bool = True,
+    **options: Any,
+) -> None:
+    """Steps in budgets give what the step without one gives; the smallest one `recomputes`."""
+    options = {"deterministic": True, **options}
+    with pytest.raises(MemoryBudgetError) as refused:
+        step(module, x, loss, memory_budget=1, **options)
+    least = refused.value.smallest
+    _, record = step(module, x, loss, memory_budget="1TiB", **options)
+    most = report_of(record).unplanned
+    # The program of a budget that is not needed is that of no budget.
+    reference, plain = step(module, x, loss, **options)
+    assert [g.code.source for g in plain.graphs] == [g.code.source for g in record.graphs]
+    for share in shares:
+        budget = least + int((most - least) * share)
+        found, record = step(module, x, loss, memory_budget=budget, **options)
+        assert report_of(record).peak <= budget
+        assert not [fields for event, fields in record.events if event == "fallback"]
+        if share == 0.0:
+            assert (report_of(record).planned is not None) == recomputes
+        assert found.keys() == reference.keys()
+        differing = [name for name in found if not torch.equal(found[name], reference[name])]
+        assert not differing, f"of {len(found)} at {share} of the way, {budget} bytes: {differing}"
+
+
+class Normed(nn.Module):
+    """Sums over rows (norm, softmax) and over columns (biases, weights of norms), with dropout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.drop = nn.Dropout(0.2)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.mix(self.norm(x)).chunk(3, -1)
+        weights = self.drop(torch.softmax(q @ k.mT / 8, -1))
+        return x + self.drop(nn.functional.gelu(self.out(weights @ v)))
+
+
+def normed(count: int = 3, width: int = 72) -> nn.Module:
+    return nn.Sequential(*(Normed(width) for _ in range(count)), nn.LayerNorm(width))
+
+
+class Gated(nn.Module):
+    """Products whose operands are views: halves of another product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, 4 * width)
+        self.low, self.high = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.wide(x).chunk(2, -1)
+        return x + torch.tanh(self.low(low)) * torch.sigmoid(self.high(high))
+
+
+def test_norms_attention_and_dropout() -> None:
+    check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.0, 0.15))
+
+
+def test_bf16_rounds_as_if_everything_were_stored() -> None:
+    check_same_bits(blocks(drop=0.2).bfloat16(), rows().bfloat16(), shares=(0.0, 0.15))
+
+
+@pytest.mark.slow
+def test_products_of_views() -> None:
+    check_same_bits(nn.Sequential(*(Gated(64) for _ in range(4))), rows(count=1024))
+
+
+@pytest.mark.slow
+def test_symbolic_sizes() -> None:
+    with torch._dynamo.config.patch(assume_static_by_default=False):
+        check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.0, 0.15))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads: int) -> None:
+    module, x = normed(), torch.randn(4, 200, 72)
+    check_same_bits(module, x, shares=(0.0, 0.1), threads=threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_models(name: str) -> None:
+    model = build(name, "small")
+    # The small ViT fits its smallest budget by lifetimes alone.
+    check_same_bits(model.module, model.batch, model.loss, recomputes=name != "vit")
