@@ -123,10 +123,7 @@ def _transpose(step: TransposeStep, names: list[str]) -> str:
     source = f"(const float *)slots[{step.source}]"
     if step.source_offset != ZERO:
         source += f" + {_size(step.source_offset, names)}"
-    return (
-        f"  dc_transpose({source}, (float *)slots[{step.target}], "
-        f"{numbers}, threads);"
-    )
+    return f"  dc_transpose({source}, (float *)slots[{step.target}], {numbers}, threads);"
 
 
 def _size(index: Index, names: list[str]) -> str:

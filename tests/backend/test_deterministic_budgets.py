@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory_models import NAMES, build
-from deepcompile.errors import MemoryBudgetError
-from tests.backend.budget_steps import Loss, blocks, report_of, rows, square_loss, step
+from deepcompile.budget.split import BudgetReport
+from tests.backend.budget_steps import (
+    Loss,
+    blocks,
+    report_of,
+    rows,
+    smallest,
+    square_loss,
+    step,
+)
 
-MODERATE = (0.0, 0.08, 0.15, 0.22, 0.3)
+MODERATE = (0.08, 0.15, 0.22, 0.3)
 """Budgets as shares of the way from the smallest one to the peak without one.
 
 From about a third of it on, lifetimes alone suffice, and programs have the same kernels."""
@@ -37,24 +45,22 @@ def check_same_bits(
 ) -> None:
     """Steps in budgets give what the step without one gives; the smallest one `recomputes`."""
     options = {"deterministic": True, **options}
-    with pytest.raises(MemoryBudgetError) as refused:
-        step(module, x, loss, memory_budget=1, **options)
-    least = refused.value.smallest
-    _, record = step(module, x, loss, memory_budget="1TiB", **options)
-    most = report_of(record).unplanned
-    # The program of a budget that is not needed is that of no budget.
-    reference, plain = step(module, x, loss, **options)
-    assert [g.code.source for g in plain.graphs] == [g.code.source for g in record.graphs]
-    for share in shares:
-        budget = least + int((most - least) * share)
+    reference, _ = step(module, x, loss, **options)
+
+    def check(budget: int) -> BudgetReport:
         found, record = step(module, x, loss, memory_budget=budget, **options)
-        assert report_of(record).peak <= budget
         assert not [fields for event, fields in record.events if event == "fallback"]
-        if share == 0.0:
-            assert (report_of(record).planned is not None) == recomputes
+        assert report_of(record).peak <= budget
         assert found.keys() == reference.keys()
         differing = [name for name in found if not torch.equal(found[name], reference[name])]
-        assert not differing, f"of {len(found)} at {share} of the way, {budget} bytes: {differing}"
+        assert not differing, f"{len(differing)} of {len(found)} in {budget} bytes: {differing}"
+        return report_of(record)
+
+    least = smallest(module, x, loss, **options)
+    report = check(least)
+    assert (report.planned is not None) == recomputes
+    for share in shares:
+        check(least + int((report.unplanned - least) * share))
 
 
 class Normed(nn.Module):
@@ -82,37 +88,46 @@ class Gated(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.wide = nn.Linear(width, 4 * width)
-        self.low, self.high = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.low, self.high = nn.Linear(2 * width, 8 * width), nn.Linear(2 * width, 8 * width)
+        self.back = nn.Linear(8 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         low, high = self.wide(x).chunk(2, -1)
-        return x + torch.tanh(self.low(low)) * torch.sigmoid(self.high(high))
+        return x + self.back(torch.tanh(self.low(low)) * torch.sigmoid(self.high(high)))
 
 
 def test_norms_attention_and_dropout() -> None:
-    check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.0, 0.15))
+    check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.15,))
 
 
 def test_bf16_rounds_as_if_everything_were_stored() -> None:
-    check_same_bits(blocks(drop=0.2).bfloat16(), rows().bfloat16(), shares=(0.0, 0.15))
+    check_same_bits(blocks(drop=0.2).bfloat16(), rows().bfloat16(), shares=(0.15,))
+
+
+def test_products_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor where a table chooses between libraries."""
+    monkeypatch.setattr("deepcompile.cost.gemm.processor_vendor", lambda: "AuthenticAMD")
+    module = nn.Sequential(*(Gated(64) for _ in range(2)))
+    check_same_bits(module, rows(count=1024), shares=())
 
 
 @pytest.mark.slow
-def test_products_of_views() -> None:
-    check_same_bits(nn.Sequential(*(Gated(64) for _ in range(4))), rows(count=1024))
+def test_kernels_in_triton() -> None:
+    """As Triton's interpreter computes them; on a GPU the order is one of the kernel alone too."""
+    check_same_bits(normed(2, 24), torch.randn(2, 10, 24), shares=(), codegen="triton")
 
 
 @pytest.mark.slow
 def test_symbolic_sizes() -> None:
     with torch._dynamo.config.patch(assume_static_by_default=False):
-        check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.0, 0.15))
+        check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.15,))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads(threads: int) -> None:
     module, x = normed(), torch.randn(4, 200, 72)
-    check_same_bits(module, x, shares=(0.0, 0.1), threads=threads)
+    check_same_bits(module, x, shares=(0.1,), threads=threads)
 
 
 @pytest.mark.slow

@@ -66,6 +66,14 @@ class Plan:
         """Whether sums add in an order of their own, whatever they share a kernel with."""
         return bool(getattr(self.ctx.options, "deterministic", False))
 
+    @cached_property
+    def for_triton(self) -> bool:
+        """Whether kernels will be in Triton, where the layout of a tile is Triton's own choice."""
+        codegen = getattr(self.ctx.options, "codegen", "auto")
+        values = (node.meta.get("val") for node in self.graph.graph.nodes)
+        on_gpu = any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values)
+        return codegen == "triton" or (codegen == "auto" and on_gpu)
+
 
 def consumers(plan: Plan, node: Node) -> Iterable[Node]:
     """The nodes that read a node's memory, seen through views."""

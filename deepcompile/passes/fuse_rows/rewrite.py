@@ -266,7 +266,7 @@ def _merge_pair(plan: Plan, left: Group, right: Group, max_nodes: int, max_buffe
     if len(left.nodes) + len(right.nodes) > max_nodes:
         raise Reject(f"a kernel has at most {max_nodes} nodes")
     if stands_alone(plan, left) or stands_alone(plan, right):
-        raise Reject("a sum of everything has a kernel of its own, so that its order is its own")
+        raise Reject("a sum has a kernel of its own, so that its order is its own")
     both = left.members | right.members
     if (plan.descendants[left.id] & plan.ancestors[right.id]) & ~both or (
         plan.descendants[right.id] & plan.ancestors[left.id]

@@ -23,13 +23,12 @@ def stands_alone(plan: Plan, group: Group) -> bool:
     """Whether nothing may join a group, nor be computed again in it.
 
     A sum of all elements of a tensor knows no rows: how a kernel splits it into rows, partial sums
-    and shares of threads would follow from what else is in there.
+    and shares of threads would follow from what else is in there. In Triton that is so for all
+    sums: in which order a tile is reduced depends on the memory that its kernel reads.
     """
-    return (
-        plan.keeps_order
-        and not group.labels
-        and any(_is_ordered(plan, node) for node in group.operands)
-    )
+    if not plan.keeps_order or (group.labels and not plan.for_triton):
+        return False
+    return any(_is_ordered(plan, node) for node in group.operands)
 
 
 def sum_order(plan: Plan, group: Group) -> tuple[list[str], list[str]]:
