@@ -38,7 +38,8 @@ class Joint:
         backward: nodes that do, in order.
         needed: of forward, what backward nodes and outputs read directly.
         position: of each node in the graph.
-        bit_exact: whether backward must see the very bits that forward computed.
+        bit_exact: whether backward must see the very bits that forward computed, where another
+            kernel may add in another order.
         extra: nodes that nothing reads until a plan does: other forms of tensors.
     """
 
