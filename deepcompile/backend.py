@@ -295,8 +295,7 @@ class _Compiler:
         except _NOT_FOR_FALLBACK:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            return self._fall_back(gm, compiled, reason, error)
+            return self._fall_back(gm, compiled, f"{type(error).__name__}: {error}", error)
 
     def _graph_after_passes(self, gm: GraphModule, kind: Kind, name: str) -> GraphModule:
         # Graphs without gradients never see the joint phase: both phases run here.
@@ -319,7 +318,7 @@ class _Compiler:
         compiled.spec = make_program(
             graph, self._gemm_choice(), follow_lifetimes=self.follow_lifetimes
         )
-        compiled.code = emit_program(compiled.spec)
+        compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
@@ -348,7 +347,8 @@ class _Compiler:
         compiled.spec = make_program(
             graph, GemmChoice(onednn=False), follow_lifetimes=self.follow_lifetimes
         )
-        code = emit_triton_program(compiled.spec, size_hints(graph), gpu_of(self.device))
+        hints, contracts = size_hints(graph), not self.options.deterministic
+        code = emit_triton_program(compiled.spec, hints, gpu_of(self.device), contracts=contracts)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
         for op, kernel in zip(compiled.spec.kernels, code.kernels, strict=True):
@@ -358,7 +358,7 @@ class _Compiler:
         folder = cache_dir(self.options) / "triton" if self.options.cache else None
         driver = driver_of(self.device)
         runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
-        runner.prepare(size_hints(graph))
+        runner.prepare(hints)
         compiled.seconds["build"] = time.perf_counter() - start
         self._record_kernels(
             compiled,
@@ -400,7 +400,7 @@ class _Compiler:
     def _gemm_choice(self) -> GemmChoice:
         """Which library multiplies matrices; the table's answer wherever bits must repeat."""
         if self.options.tune != "measure" or self.options.deterministic:
-            return default_gemm_choice()
+            return default_gemm_choice(by_layout=self.options.deterministic)
         with unset_fake_temporarily():
             return measured_gemm_choice(torch.get_num_threads())
 

@@ -280,7 +280,7 @@ class Options:
         False,
         _bool,
         "bool",
-        "No choice by timing: same bits on every run with as many threads.",
+        "Same bits on every run with as many threads, whatever the budget; sums may take longer.",
         in_key=True,
     )
     cuda_graphs: bool = _option(

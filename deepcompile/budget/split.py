@@ -67,7 +67,7 @@ class BudgetedSplit:
         joint_smallest: what graphs before this one and this one need if all are planned again.
         plans: decisions of the user's that bind, by fingerprint of the graph.
         forms: in which tensors may wait for backward.
-        bit_exact: whether gradients must be those without a budget to the last bit.
+        bit_exact: whether what another kernel may compute with other bits is not computed again.
     """
 
     def __init__(

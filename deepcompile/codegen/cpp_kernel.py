@@ -12,6 +12,9 @@ from .cpp_loops import Loops
 from .cpp_text import Scope
 from .schedule import expand, plan
 
+WORK_OF_A_SUM = 2
+"""What adding one element counts for, where the rest of a kernel must not count."""
+
 
 @dataclass(frozen=True)
 class CppKernel:
@@ -27,10 +30,16 @@ class CppKernel:
     workspace: Index
 
 
-def emit_kernel(kernel: Kernel, name: str) -> CppKernel:
-    """The C++ of `kernel` under the function name `name`."""
-    expanded = expand(kernel)
-    return Emitter(expanded, plan(expanded), name).emit()
+def emit_kernel(kernel: Kernel, name: str, *, keeps_order: bool = False) -> CppKernel:
+    """The C++ of `kernel` under the function name `name`.
+
+    Args:
+        keeps_order: sums add in the order of the axes and in an order of their own beyond that, a
+            function of their length and of how many threads there are.
+    """
+    expanded = expand(kernel, keeps_order=keeps_order)
+    schedule = plan(expanded, keeps_order=keeps_order)
+    return Emitter(expanded, schedule, name, keeps_order=keeps_order).emit()
 
 
 class Emitter(Loops):
@@ -107,6 +116,9 @@ class Emitter(Loops):
 
     def _work(self) -> Index:
         total = product([axis.extent for axis in self.kernel.axes])
+        if self.keeps_order and self.accumulators:
+            # How many threads share the points decides which of them are added first.
+            return total * WORK_OF_A_SUM
         return total * max(1, round(self.schedule.cost / 4))
 
     def _finish(self) -> str:

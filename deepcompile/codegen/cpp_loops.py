@@ -10,7 +10,7 @@ from ..ir.monoids import MONOIDS
 from ..ir.nest import Accumulate, InRange, Instr, Reduce, Stage, Store, Valued, operands
 from .cpp_dtypes import C_SCALAR, C_STORAGE, C_VECTOR
 from .cpp_reductions import ROWS_BEFORE_FOLDING, Reductions, identity_of, leader_of
-from .schedule import LANES
+from .schedule import LANES, sums_rows
 
 
 class Loops(Reductions):
@@ -116,6 +116,8 @@ class Loops(Reductions):
         extent = self.kernel.extents[vector].constant() if vector else None
         if vector is None or extent is None:
             return [], {}
+        if self.keeps_order and self.vector_in_rows and sums_rows(self.kernel):
+            return [], {}  # each run would begin with the first lane again
         found: set[int] = set()
         tests: dict[int, tuple[int, int]] = {}
         for instr in self.kernel.instructions():

@@ -42,8 +42,11 @@ def prelude() -> str:
     return "\n".join((folder / name).read_text() for name in ("prelude.h", "team.h"))
 
 
-def emit_program(spec: ProgramSpec) -> CppProgram:
+def emit_program(spec: ProgramSpec, *, keeps_order: bool = False) -> CppProgram:
     """C++ of a program. Kernel `i` of the spec becomes the function `k<i>`.
+
+    Args:
+        keeps_order: sums add in orders of their own; see `emit_kernel`.
 
     The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
     i64 threads, int (*extern_call)(int), const i64 *const *tables)`; `tables` are those of the
@@ -56,7 +59,9 @@ def emit_program(spec: ProgramSpec) -> CppProgram:
     """
     tabular = {step.function for step in spec.steps if isinstance(step, TableStep)}
     kernels: list[CppKernel] = [
-        (emit_table_kernel if number in tabular else emit_kernel)(op.nest, f"k{number}")
+        emit_table_kernel(op.nest, f"k{number}")
+        if number in tabular
+        else emit_kernel(op.nest, f"k{number}", keeps_order=keeps_order)
         for number, op in enumerate(spec.kernels)
     ]
     for op, kernel in zip(spec.kernels, kernels, strict=True):
@@ -115,10 +120,10 @@ def _call(step: KernelStep, names: list[str]) -> str:
 def _transpose(step: TransposeStep, names: list[str]) -> str:
     arguments = (step.rows, step.columns, step.source_stride, step.target_stride)
     numbers = ", ".join(_size(argument, names) for argument in arguments)
-    return (
-        f"  dc_transpose((const float *)slots[{step.source}], (float *)slots[{step.target}], "
-        f"{numbers}, threads);"
-    )
+    source = f"(const float *)slots[{step.source}]"
+    if step.source_offset != ZERO:
+        source += f" + {_size(step.source_offset, names)}"
+    return f"  dc_transpose({source}, (float *)slots[{step.target}], {numbers}, threads);"
 
 
 def _size(index: Index, names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir.index import ZERO, Index
-from ..ir.monoids import MONOIDS
+from ..ir.monoids import MONOIDS, depends_on_order
 from ..ir.nest import Accumulate, Reduce, Valued
 from .cpp_dtypes import C_SCALAR, C_STORAGE, C_VECTOR
 from .cpp_text import literal
@@ -18,7 +18,13 @@ _SIZE_OF = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "b1": 1}
 
 
 class Reductions(Values):
-    """Declaring, updating and closing the states of monoids."""
+    """Declaring, updating and closing the states of monoids.
+
+    Where sums keep an order of their own, a sum over a row has sixteen states whatever runs along
+    the vectors of its kernel: element `j` goes to state `j % 16`, and in the end state `i + 8` is
+    added to `i`, then `i + 4`, and so on. That is what vectors along the row come to, one after the
+    other. Sums of columns add one point after the other, each thread its share of the points.
+    """
 
     def _accumulator_dtype(self, accumulate: Accumulate) -> str:
         """Totals of f32 are kept in f64: one number a row costs nothing and loses nothing."""
@@ -91,6 +97,8 @@ class Reductions(Values):
         """How many independent running states hide the latency of a short reduction."""
         if not self.vector_in_rows or not reduces or len(inner) > 24:
             return 1
+        if self.keeps_order and any(depends_on_order(r.kind, r.dtype) for r in reduces):
+            return 1
         if any(reduce.kind in ("argmax", "argmin") for reduce in reduces):
             return 1
         assert self.vector is not None
@@ -138,7 +146,46 @@ class Reductions(Values):
             self.line(f"{kinds[dtype]} best{reduce.id} = {splat(identities[0], dtype)};")
             self.line(f"{kinds['i64']} at{reduce.id} = {splat(identities[1], 'i64')};")
             return
+        if self._has_states(reduce):
+            kind = (C_SCALAR if self.vector_in_rows else kinds)[dtype]
+            identity = (literal if self.vector_in_rows else splat)(identities[0], dtype)
+            self.line(f"{kind} red{reduce.id}[{LANES}];")
+            self.line(f"for (int i = 0; i < {LANES}; ++i) red{reduce.id}[i] = {identity};")
+            return
         self.line(f"{kinds[dtype]} red{reduce.id} = {splat(identities[0], dtype)};")
+
+    def _has_states(self, reduce: Reduce) -> bool:
+        """Whether the states of a sum in order are an array, rather than the lanes of a vector."""
+        if not self.keeps_order or not depends_on_order(reduce.kind, reduce.dtype):
+            return False
+        if not self.vector_in_rows:
+            return True
+        assert self.vector is not None
+        extent = self.kernel.extents[self.vector].constant()
+        # With several axes, only whole vectors leave off where the next ones go on.
+        return len(self.schedule.rows) > 1 and (extent is None or extent % LANES != 0)
+
+    def _step_states(self, reduce: Reduce, value: str, position: Index) -> None:
+        """Add a value, or in vectors along the row each lane, to the state of its position."""
+        states, combine = f"red{reduce.id}", MONOIDS[reduce.kind].combine
+        place = self._c(position)
+        if not self.vector_in_rows:
+            state = f"{states}[{place} & {LANES - 1}]"
+            self.line(f"{state} = {combine}({state}, {value});")
+            return
+        with self.block(""):
+            self.line(f"{C_SCALAR[self._state_dtype(reduce)]} t[{LANES}];")
+            self.line(f"dc_store(t, {value});")
+            with self.block(f"for (i64 i = 0; i < {self.tail or LANES}; ++i)"):
+                state = f"{states}[({place} + i) & {LANES - 1}]"
+                self.line(f"{state} = {combine}({state}, t[i]);")
+
+    def _close_states(self, reduce: Reduce) -> None:
+        states, combine = f"red{reduce.id}", MONOIDS[reduce.kind].combine
+        self.line(
+            f"for (int n = {LANES // 2}; n; n /= 2) for (int i = 0; i < n; ++i) "
+            f"{states}[i] = {combine}({states}[i], {states}[i + n]);"
+        )
 
     def _effect_reduce(self, reduce: Reduce, position: Index) -> None:
         monoid = MONOIDS[reduce.kind]
@@ -146,6 +193,11 @@ class Reductions(Values):
         dtype = self.definition[reduce.arg].dtype
         value = self._as_vector(reduce.arg) if vector else self._value(reduce.arg)
         folds = vector and self.vector_in_rows
+        if self._has_states(reduce):
+            if self._state_dtype(reduce) != dtype:
+                value = f"dc_to_{self._state_dtype(reduce)}({value})"
+            self._step_states(reduce, value, position)
+            return
         if folds and self.tail:
             identity = self._splat_literal(monoid.identity[dtype][0], dtype)
             value = f"dc_where(dc_lane_mask({self.tail}), {value}, {identity})"
@@ -184,6 +236,15 @@ class Reductions(Values):
                     done.add(key)
                 best, at = f"top{leader.id}", f"where{leader.id}"
             self._name(reduce.id, at if reduce.part == "index" else best, vector and not folds)
+            return
+        if self._has_states(leader):
+            if key not in done:
+                self._close_states(leader)
+                done.add(key)
+            found = f"red{leader.id}[0]"
+            if self._state_dtype(leader) != dtype:
+                found = f"dc_to_{dtype}({found})"
+            self._define(reduce, found, vector and not folds)
             return
         if folds:
             kind = C_SCALAR[reduce.dtype]

@@ -40,12 +40,20 @@ class Scope:
 
 
 class Writer:
-    """The text of one kernel in the making, and what its values are called there."""
+    """The text of one kernel in the making, and what its values are called there.
 
-    def __init__(self, kernel: Kernel, schedule: CpuSchedule, name: str) -> None:
+    Args:
+        keeps_order: sums add in an order of their own, whatever else the kernel does; see
+            `Reductions`.
+    """
+
+    def __init__(
+        self, kernel: Kernel, schedule: CpuSchedule, name: str, *, keeps_order: bool = False
+    ) -> None:
         self.kernel = kernel
         self.schedule = schedule
         self.name = name
+        self.keeps_order = keeps_order
         self.lines: list[str] = []
         self.depth = 1
         self.varies = dependence(kernel)

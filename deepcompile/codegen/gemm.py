@@ -74,13 +74,13 @@ def gemm_steps(
         return None
     if by_rows(left.layout):
         return _linear(name, left, right, product.bias, result, new_slot)
-    if not by_columns(left.layout) or left.offset != ZERO:
+    if not by_columns(left.layout) or not (choice.by_layout or left.offset == ZERO):
         return None
     turn_left = product.rows * product.depth
     turn_right = product.rows * product.columns
     if by_rows(right.layout):
         turn_right += product.depth * product.columns
-    right_turns = right.offset == ZERO or by_columns(right.layout)
+    right_turns = choice.by_layout or right.offset == ZERO or by_columns(right.layout)
     if product.bias is None and turn_right < turn_left and right_turns:
         return _swapped(name, left, right, result, new_slot)
     steps: list[Step] = []
@@ -102,9 +102,8 @@ def _turn(ref: TensorRef, steps: list[Step], new_slot: Callable[[Layout, Any], S
     layout = Layout((rows, columns), (columns, ONE), ref.layout.dtype)
     slot = new_slot(layout, "arena")
     # Stored by columns with stride s: as rows of its transpose, `columns` rows of length `rows`.
-    steps.append(
-        TransposeStep(ref.slot, slot.number, columns, rows, ref.layout.strides[1], columns)
-    )
+    stride = ref.layout.strides[1]
+    steps.append(TransposeStep(ref.slot, slot.number, columns, rows, stride, columns, ref.offset))
     return TensorRef(slot.number, layout, ZERO, True)
 
 

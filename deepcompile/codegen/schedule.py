@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.index import ONE, Index, product
+from ..ir.monoids import depends_on_order
 from ..ir.nest import (
     Accumulate,
     Apply,
@@ -74,9 +75,14 @@ def dependence(kernel: Kernel) -> dict[int, frozenset[str]]:
     return found
 
 
-def expand(kernel: Kernel) -> Kernel:
-    """The kernel with its reductions in the form that suits a CPU."""
-    return settle_one_hot_sums(expand_monoids(kernel))
+def expand(kernel: Kernel, *, keeps_order: bool = False) -> Kernel:
+    """The kernel with its reductions in the form that suits a CPU.
+
+    Args:
+        keeps_order: a sum is a sum: what it is settled to could differ from it, in the sign of 0.
+    """
+    expanded = expand_monoids(kernel)
+    return expanded if keeps_order else settle_one_hot_sums(expanded)
 
 
 def settle_one_hot_sums(kernel: Kernel) -> Kernel:
@@ -229,14 +235,21 @@ def _renamed(instr: Instr, rename: dict[int, int]) -> Instr:
     return instr
 
 
-def plan(kernel: Kernel) -> CpuSchedule:
-    """The schedule of an expanded kernel."""
+def plan(kernel: Kernel, *, keeps_order: bool = False) -> CpuSchedule:
+    """The schedule of an expanded kernel.
+
+    Args:
+        keeps_order: sums over a row add in the order of the kernel's axes.
+    """
     varies = dependence(kernel)
     accumulates = any(
         isinstance(i, Accumulate) and kernel.reduced and _in_loop(kernel, i)
         for i in kernel.instructions()
     )
     candidates: list[Axis] = list(kernel.reduced)
+    if keeps_order and sums_rows(kernel):
+        # The vector axis runs innermost: another one would change the order.
+        candidates = candidates[-1:]
     if not accumulates:
         candidates += list(kernel.parallel)
     vector = max(candidates, key=lambda axis: _score(kernel, axis), default=None)
@@ -251,6 +264,13 @@ def plan(kernel: Kernel) -> CpuSchedule:
     if vector is not None and vector.kind == "parallel":
         chunk = max(LANES, min(2048, 16384 // max(length, 1) // LANES * LANES))
     return CpuSchedule(name, outer, rows, _kept(kernel, varies, name), chunk, work)
+
+
+def sums_rows(kernel: Kernel) -> bool:
+    """Whether a row is reduced to what depends on the order of its elements."""
+    return any(
+        isinstance(i, Reduce) and depends_on_order(i.kind, i.dtype) for i in kernel.instructions()
+    )
 
 
 def _in_loop(kernel: Kernel, accumulate: Accumulate) -> bool:

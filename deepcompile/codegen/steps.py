@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..ir.index import Index
+from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 
 Storage = Literal["input", "arena", "own", "output", "extern", "constant"]
@@ -106,7 +106,10 @@ class ExternStep:
 
 @dataclass(frozen=True)
 class TransposeStep:
-    """Write the transpose of a `rows x columns` matrix (leading strides in elements) to a slot."""
+    """Write the transpose of a `rows x columns` matrix (leading strides in elements) to a slot.
+
+    The matrix begins `source_offset` elements into its slot.
+    """
 
     source: int
     target: int
@@ -114,6 +117,7 @@ class TransposeStep:
     columns: Index
     source_stride: Index
     target_stride: Index
+    source_offset: Index = ZERO
 
 
 @dataclass(frozen=True)

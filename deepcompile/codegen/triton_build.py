@@ -60,7 +60,7 @@ def compile_for(
         constexprs={},
         attrs=attributes,
     )
-    options: dict[str, Any] = {"num_warps": function.warps, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": function.warps, "enable_fp_fusion": function.contracts}
     if function.stages is not None:
         options["num_stages"] = function.stages
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

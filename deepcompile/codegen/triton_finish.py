@@ -26,7 +26,7 @@ class Finish(Function):
         for axis in kernel.reduced:
             row *= axis.extent.constant() or FINISH_COLUMNS
         width = min(FINISH_COLUMNS, power_of_two(row)) if columns else 1
-        own = TritonSchedule(1, width, False, 4, wide=schedule.wide)
+        own = TritonSchedule(1, width, False, 4, wide=schedule.wide, contracts=schedule.contracts)
         super().__init__(kernel, own, name)
         self.spaces = workspaces
         self.columns = columns

@@ -36,6 +36,7 @@ class TritonFunction:
         grid: what its programs are: "tiles" of points, "splits" of each row, "points", blocks of
             "columns" of the row, or chunks of the rows of a "table".
         stages: of the pipeline that loads what a loop needs; None leaves it to Triton.
+        contracts: see `TritonSchedule`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TritonFunction:
     warps: int
     grid: Grid = "tiles"
     stages: int | None = None
+    contracts: bool = True
 
 
 class Function(Values):
@@ -75,7 +77,8 @@ class Function(Values):
         if grid == "columns":
             signature["rows"] = "i32"
         text = f"def {self.name}({', '.join(signature)}):\n" + "\n".join(self.lines or ["    pass"])
-        return TritonFunction(self.name, text, signature, warps, grid)
+        contracts = self.schedule.contracts
+        return TritonFunction(self.name, text, signature, warps, grid, contracts=contracts)
 
     def define_row(self, start: str) -> None:
         """The positions of a tile along the row, from `start` on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .program import ProgramSpec
 from .steps import TableStep
@@ -20,17 +20,25 @@ class TritonProgram:
     kernels: tuple[TritonKernel | TritonTable | str, ...]
 
 
-def emit_triton_program(spec: ProgramSpec, hints: Mapping[str, int], gpu: Gpu) -> TritonProgram:
-    """Triton of a program; `hints` are likely values of its sizes."""
+def emit_triton_program(
+    spec: ProgramSpec, hints: Mapping[str, int], gpu: Gpu, *, contracts: bool = True
+) -> TritonProgram:
+    """Triton of a program.
+
+    Args:
+        hints: likely values of its sizes.
+        contracts: see `TritonSchedule`.
+    """
     tabular = {step.function for step in spec.steps if isinstance(step, TableStep)}
     made: list[TritonKernel | TritonTable | str] = []
     for number, op in enumerate(spec.kernels):
         try:
             if number in tabular:
-                made.append(emit_triton_table(op.nest, "kernel"))
+                made.append(emit_triton_table(op.nest, "kernel", contracts=contracts))
                 continue
             known = {name: hints[name] for name in op.nest.sizes if name in hints}
-            made.append(emit_triton(op.nest, plan_triton(op.nest, known, gpu), "kernel"))
+            schedule = replace(plan_triton(op.nest, known, gpu), contracts=contracts)
+            made.append(emit_triton(op.nest, schedule, "kernel"))
         except CannotEmit as reason:
             made.append(str(reason))
     return TritonProgram(tuple(made))

@@ -45,6 +45,7 @@ class TritonSchedule:
         splits: programs that share one row, for few long rows; then one launch for each stage over
             the row, and the next joins what they found.
         wide: indices need 64 bits.
+        contracts: a product and a sum may become one operation, which rounds once.
     """
 
     x_block: int
@@ -54,6 +55,7 @@ class TritonSchedule:
     programs: int = 0
     wide: bool = False
     splits: int = 1
+    contracts: bool = True
 
 
 def plan_triton(

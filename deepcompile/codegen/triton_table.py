@@ -51,19 +51,22 @@ class TritonTable:
         return module_text(self.functions)
 
 
-def emit_triton_table(kernel: Kernel, name: str, block: int = 1024, warps: int = 4) -> TritonTable:
+def emit_triton_table(
+    kernel: Kernel, name: str, block: int = 1024, warps: int = 4, *, contracts: bool = True
+) -> TritonTable:
     """The Triton of `kernel` over a table, for kernels that `batch.tabular_kernels` lets pass.
 
     Args:
         block: elements that a program does, a power of two; 1 for a kernel without axes.
         warps: warps of a program; 1 for a kernel without axes.
+        contracts: see `TritonSchedule`.
 
     Raises:
         CannotEmit: when an op has no Triton spelling.
     """
     if not kernel.axes:
         block = warps = 1
-    schedule = TritonSchedule(block, 1, True, warps, wide=True)
+    schedule = TritonSchedule(block, 1, True, warps, wide=True, contracts=contracts)
     return TritonTable(kernel, _Table(kernel, schedule, name).emit(), block)
 
 
@@ -108,7 +111,8 @@ class _Table(Main):
                 self._body(stage.body)
         text = "\n".join([f"def {self.name}(places, chunks):", *self.lines])
         signature = {"places": "*i64", "chunks": "*i64"}
-        return TritonFunction(self.name, text, signature, self.schedule.warps, "table")
+        warps, contracts = self.schedule.warps, self.schedule.contracts
+        return TritonFunction(self.name, text, signature, warps, "table", contracts=contracts)
 
     def _chunk(self) -> None:
         block, extent = self.x_size, self.i(self.points)

@@ -14,10 +14,17 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class GemmChoice:
-    """Use oneDNN for float32 products of at least `smallest` multiplications."""
+    """Use oneDNN for float32 products of at least `smallest` multiplications.
+
+    Attributes:
+        by_layout: sizes and strides alone decide, not also where in its storage an operand begins.
+            A view is an operand with an offset in the graph that makes its base, and one without
+            where it is an input.
+    """
 
     onednn: bool
     smallest: int = 1 << 18
+    by_layout: bool = False
 
     def prefers_onednn(self, rows: int, columns: int, depth: int) -> bool:
         """Whether a `rows x depth` by `depth x columns` product should go to oneDNN."""
@@ -37,6 +44,6 @@ def processor_vendor() -> str:
     return ""
 
 
-def default_gemm_choice() -> GemmChoice:
+def default_gemm_choice(*, by_layout: bool = False) -> GemmChoice:
     """The choice for this machine from the table in the module's docstring."""
-    return GemmChoice(onednn=processor_vendor() == "AuthenticAMD")
+    return GemmChoice(onednn=processor_vendor() == "AuthenticAMD", by_layout=by_layout)

@@ -134,7 +134,8 @@ class _CrossCompiler(_Compiler):
         compiled.spec = make_program(graph, GemmChoice(onednn=False))
         hints = size_hints(graph)
         device = Gpu(self.gpu.multiprocessors, self.gpu.capability)
-        code = emit_triton_program(compiled.spec, hints, device)
+        contracts = not self.options.deterministic
+        code = emit_triton_program(compiled.spec, hints, device, contracts=contracts)
         for kernel in kernel_facts(compiled, code, hints, self.gpu, self.progress, self._made):
             self.kernels.append(kernel)
             if kernel.error is not None:

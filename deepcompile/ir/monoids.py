@@ -38,6 +38,12 @@ class Monoid:
     triton: str | None = None
 
 
+def depends_on_order(kind: str, dtype: str) -> bool:
+    """Whether the last bits of a reduction of values of `dtype`, a register dtype, depend on the
+    order in which they are combined."""
+    return kind in ("sum", "prod", "welford", "lse") and dtype in ("f32", "f64")
+
+
 _I32_MAX = 2**31 - 1
 _I64_MAX = 2**63 - 1
 _LOWEST: Mapping[str, Any] = {

@@ -207,7 +207,8 @@ class CudaDriver:
 def code_key(module: ModuleType, function: TritonFunction, divisible: frozenset[str]) -> Any:
     """What code of a function depends on; a module's name stands for its text, without types."""
     signature = tuple(function.signature.items())
-    return module.__name__, function.name, signature, function.warps, function.stages, divisible
+    how = function.warps, function.stages, function.contracts
+    return module.__name__, function.name, signature, how, divisible
 
 
 def hidden_arguments(ptx: str, function: TritonFunction) -> int:

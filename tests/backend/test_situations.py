@@ -292,7 +292,7 @@ def test_tuning_asks_the_machine_unless_bits_must_repeat(monkeypatch, choice: bo
             options={**STRICT, "tune": "measure", **extra},
         )
         torch.testing.assert_close(function(x, y), torch.relu(x @ y), rtol=1e-4, atol=1e-5)
-    assert given == [measured, default_gemm_choice()]
+    assert given == [measured, default_gemm_choice(by_layout=True)]
 
 
 def test_a_fallback_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def copy_of(tensor: Tensor) -> Tensor:
 class Compiled:
     """Kernels of several cases in one library."""
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    def __init__(self, cases: Sequence[Case], *, keeps_order: bool = False) -> None:
         self.numbers: dict[str, int] = {}
         self.workspaces = []
         bodies = []
@@ -61,11 +61,12 @@ class Compiled:
             if case.text in self.numbers:
                 continue
             number = self.numbers[case.text] = len(bodies)
-            emitted = emit_kernel(case.kernel, f"k{number}")
+            emitted = emit_kernel(case.kernel, f"k{number}", keeps_order=keeps_order)
             bodies.append(emitted.body)
             self.workspaces.append(emitted.workspace)
         source = "\n".join([prelude(), *bodies])
-        self.handle = build(source, Options(cache=False), lambda *_, **__: None).handle
+        options = Options(cache=False, deterministic=keeps_order)
+        self.handle = build(source, options, lambda *_, **__: None).handle
         entries = openmp_entry_points()
         assert entries is not None
         self.handle.deepcompile_threads.argtypes = [ctypes.c_void_p] * 3

@@ -130,12 +130,52 @@ for case in sys.argv[2:]:
     assert code.spilled == 0, (case, code.spilled)
 """
 
+_CONTRACT = """
+import sys
+from pathlib import Path
+from deepcompile.codegen.triton_build import compile_function
+from deepcompile.codegen.triton_kernel import emit_triton
+from deepcompile.codegen.triton_schedule import TritonSchedule
+from deepcompile.ir.nest_text import parse_kernel
+from deepcompile.runtime.triton_modules import load_source
+nest = parse_kernel('''
+kernel @k(in b0: f32[4096], out b1: f32[4096], out b2: f32[1]) {
+  axes p0: parallel 4096
+  row:
+    v0: f32 = load b0[p0]
+    v1: f32 = mul v0 v0
+    v2: f32 = add v1 v0
+    v3: f32 = accumulate sum v2
+    store b1[p0] v2
+  total:
+    v4: f32 = mul v3 v3
+    v5: f32 = add v4 v3
+    store b2[0] v5
+}
+''')
+for contracts in (True, False):
+    schedule = TritonSchedule(256, 1, True, 2, programs=4, contracts=contracts)
+    kernel = emit_triton(nest, schedule, "kernel")
+    assert len(kernel.functions) == 2
+    module = load_source(kernel.source, Path(sys.argv[1]))
+    for function in kernel.functions:
+        assert ("fma.rn.f32" in compile_function(module, function, 90).ptx) == contracts
+"""
+
+
+def test_products_and_sums_are_contracted_where_a_schedule_says_so(tmp_path: Path) -> None:
+    _without_the_interpreter(_CONTRACT, tmp_path)
+
 
 def test_what_is_written_as_loops_compiles_for_a_gpu(tmp_path: Path) -> None:
     cases = ["digamma:f32", "i0e:f32", "i1e:f64", "gcd:i32", "gcd:i64", "lcm:i64"]
+    _without_the_interpreter(_COMPILE, tmp_path, *cases)
+
+
+def _without_the_interpreter(program: str, tmp_path: Path, *arguments: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_COMPILE), str(tmp_path), *cases],
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), *arguments],
         capture_output=True,
         text=True,
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path / "cache")},

@@ -39,7 +39,8 @@ class Joint:
         needed: of forward, what backward nodes and outputs read directly.
         position: of each node in the graph.
         sizes: by name of a symbol, for bytes of tensors; without them symbols count as hints.
-        bit_exact: whether backward must see the very bits that forward computed.
+        bit_exact: whether backward must see the very bits that forward computed, where another
+            kernel may add in another order.
         extra: nodes that nothing reads until a plan does: other forms of tensors.
     """
 

@@ -29,6 +29,9 @@ class FuseRows:
     accumulators over the rows. Cheap pointwise nodes that are read at other positions (halves that
     are concatenated, masks, constants) are computed again where they are read.
 
+    With the option `deterministic`, sums of everything (in Triton: all sums of floats) have kernels
+    of their own, sums that walk memory in different orders do not meet, and every op rounds.
+
     Does not apply to matrix products, convolutions, attention, scatter and whatever has no rule in
     the lowering; two groups stay apart when a path between them leaves both, when their loops do
     not match, or when one needs a total that is complete only after all rows. Each such edge is

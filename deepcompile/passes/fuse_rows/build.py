@@ -11,11 +11,13 @@ from ...ir.collapse import collapse_axes
 from ...ir.index import ZERO, Index
 from ...ir.nest import Kernel
 from ..lowering.builder import Builder
+from ..lowering.refusals import CannotFuse
 from ..lowering.rules import lower
 from ..lowering.shapes import args_of
 from ..lowering.views import Position, is_view
-from .groups import Group
+from .groups import Group, Reject
 from .plan import Plan, is_mutation, needed_outside, root
+from .sum_order import sum_order
 
 aten = torch.ops.aten
 
@@ -44,6 +46,8 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
     axes = _loop_order(plan, group, stored or ordered)
     parallel = [name for name in axes if group.labels.get(name, "P") == "P"]
     reduced = [name for name in axes if name not in parallel]
+    if plan.keeps_order:
+        parallel, reduced = _in_sum_order(plan, group, parallel, reduced)
     rename = {old: Index.of(f"p{i}") for i, old in enumerate(parallel)}
     rename |= {old: Index.of(f"r{i}") for i, old in enumerate(reduced)}
 
@@ -74,6 +78,17 @@ def build_kernel(plan: Plan, group: Group, name: str) -> Built:
     roles = tuple((base, role) for base, _, role in builder.buffers())
     outputs = tuple(base for base, role in roles if role == "out" and base.op != "placeholder")
     return Built(collapse_axes(nest), roles, outputs)
+
+
+def _in_sum_order(
+    plan: Plan, group: Group, parallel: list[str], reduced: list[str]
+) -> tuple[list[str], list[str]]:
+    """The axes of both kinds in the order of the sums over them, where there are such sums."""
+    try:
+        points, rows = sum_order(plan, group)
+    except Reject as reason:
+        raise CannotFuse(str(reason)) from None
+    return points or parallel, rows or reduced
 
 
 def _loop_order(plan: Plan, group: Group, stored: list[Node]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch.fx import GraphModule, Node
@@ -47,8 +48,24 @@ class Plan:
 
     @property
     def round_always(self) -> bool:
-        """Whether every op rounds to its dtype, as eager does."""
-        return getattr(self.ctx.options, "numerics", "fast") == "eager"
+        """Whether every op rounds to its dtype, as eager does.
+
+        Else a value that is read in the kernel that made it has more digits than one from memory.
+        """
+        return getattr(self.ctx.options, "numerics", "fast") == "eager" or self.keeps_order
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether sums add in an order of their own, whatever they share a kernel with."""
+        return bool(getattr(self.ctx.options, "deterministic", False))
+
+    @cached_property
+    def for_triton(self) -> bool:
+        """Whether kernels will be in Triton, where the layout of a tile is Triton's own choice."""
+        codegen = getattr(self.ctx.options, "codegen", "auto")
+        values = (node.meta.get("val") for node in self.graph.graph.nodes)
+        on_gpu = any(isinstance(v, torch.Tensor) and v.device.type != "cpu" for v in values)
+        return codegen == "triton" or (codegen == "auto" and on_gpu)
 
 
 def consumers(plan: Plan, node: Node) -> Iterable[Node]:

@@ -30,6 +30,7 @@ from .plan import (
     orient,
     root,
 )
+from .sum_order import stands_alone, sum_order
 
 aten = torch.ops.aten
 
@@ -255,6 +256,8 @@ def _merge_pair(
 ) -> None:
     if len(left.nodes) + len(right.nodes) > max_nodes:
         raise Reject(f"a kernel has at most {max_nodes} nodes")
+    if stands_alone(plan, left) or stands_alone(plan, right):
+        raise Reject("a sum has a kernel of its own, so that its order is its own")
     if paths.leave(left.nodes[0], right.nodes[0]):
         raise Reject("a path between them leaves the kernel")
     if paths.comes_after(left.nodes[0], right.nodes[0]):
@@ -265,6 +268,8 @@ def _merge_pair(
         raise Reject(f"a kernel has at most {max_buffers} buffers")
     if shifted:
         _check_shifted(plan, merged)
+    if plan.keeps_order:
+        sum_order(plan, merged)
     if not plan.ctx.allow("fuse-edge", right.nodes[0]):
         raise Reject("the limit of rewrites, or the user, forbids it")
     paths.merge(left.nodes[0], right.nodes[0])
@@ -360,6 +365,8 @@ def _dissolvable(plan: Plan, group: Group) -> bool:
                 return False
             uses += 1
             reader = plan.group_of[user]
+            if stands_alone(plan, reader):
+                return False
             if max(_bytes(other) for other in reader.nodes) > 4 * largest and group.cost > 2:
                 return False
     if any(_reads_mutated(plan, reads) for reads in group.reads.values()):
