@@ -5,7 +5,8 @@ default split, all beside what is pinned (parameters, optimizer). Peaks are of t
 passes make; seconds are those of the cost model, against the bound of a linear program.
 
 Frontier: torch's own `activation_memory_budget` at twenty fractions, in the same simulator; for
-each point our leanest plan that spends no more FLOPs on matrix products in backward.
+each point our leanest plan that spends no more FLOPs on matrix products in backward. Torch's
+knapsack counts FLOPs alone, so here our planner does, too.
 
 Plan time: seconds of planning a stack of equal layers; capture and trials (our passes and program
 making, once for each plan that is tried) are apart.
@@ -101,7 +102,7 @@ def run(plan: Plan) -> SuiteResult:
         step = training_step(model.module, model.batch, model.loss)
         _budgets(name, step, plan.pick(BUDGETS, 5), found)
         if name == "gpt16":
-            _frontier(name, step, plan.pick(20, 5), plan.pick(2, 20), found)
+            _frontier(name, step, plan.pick(20, 5), found)
     for nodes in tuple(PLAN_LIMITS)[: plan.pick(2, 1)]:
         _plan_time(nodes, found)
     _steps(size, plan, found)
@@ -213,29 +214,21 @@ def _seconds(planned: Planned) -> float:
     return planned.combination.seconds
 
 
-def _frontier(name: str, step: TrainingStep, points: int, stride: int, found: Found) -> None:
-    planner = step.planner
-    rungs = sorted({*range(0, len(planner.ladder), stride), len(planner.ladder) - 1})
-    ours = [
-        (planned.step.peak, matmul_flops(planned.halves[1]))
-        for planned in map(planner.planned, rungs)
-    ]
-    rows = []
+def _frontier(name: str, step: TrainingStep, points: int, found: Found) -> None:
+    planner = step.planner_by_flops
+    swept = []
     for number in range(points):
         fraction = number / (points - 1)
         halves = split_with_budget(step.joint, step.inputs, fraction, **step.kwargs)
-        flops = matmul_flops(halves[1])
+        swept.append((fraction, step.simulate(halves).peak, halves[1]))
+    plans = [planner.at(peak) for _, peak, _ in swept]
+    known = [planned for planned in plans if planned is not None] + planner.lowest_plans
+    ours = [(planned.step.peak, matmul_flops(planned.halves[1])) for planned in known]
+    rows = []
+    for fraction, torch_peak, backward in swept:
+        flops = matmul_flops(backward)
         peak, spent = min((pair for pair in ours if pair[1] <= flops), default=(0, 0))
-        rows.append(
-            FrontierRow(
-                fraction,
-                step.simulate(halves).peak,
-                flops,
-                peak,
-                spent,
-                len(redrawn(halves[1])),
-            )
-        )
+        rows.append(FrontierRow(fraction, torch_peak, flops, peak, spent, len(redrawn(backward))))
     lowest = min(peak for peak, _ in ours) / min(row.torch for row in rows)
     tight = min(row.ratio for row in rows if row.fraction < TIGHT_HALF)
     found.checks += [

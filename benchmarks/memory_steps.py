@@ -19,6 +19,7 @@ from deepcompile.budget.step import Pinned, StepTimeline, pinned_bytes
 from deepcompile.capture import torch_private
 from deepcompile.codegen.steps import KernelStep, ProgramSpec, Step, touched
 from deepcompile.codegen.timeline import ARENA, Timeline
+from deepcompile.cost.rates import Rates
 from deepcompile.options import Options
 from deepcompile.passes.checkpoints.joint import Joint
 from deepcompile.passes.checkpoints.place import backward_live, forward_live
@@ -60,6 +61,13 @@ class TrainingStep:
     def planner(self) -> StepPlanner:
         """Its plans are kept, so that a second question about a size costs nothing."""
         return StepPlanner(self.joint, self.facts, self.simulate, self.static)
+
+    @cached_property
+    def planner_by_flops(self) -> StepPlanner:
+        """One for which FLOPs of products are all that costs."""
+        rates = Rates("FLOPs alone", bandwidth=1e30, launch=0.0, flops={"f32": 1e12}, link=1e30)
+        facts = Joint(self.joint.graph, self.kwargs["num_fwd_outputs"], rates)
+        return StepPlanner(self.joint, facts, self.simulate, self.static)
 
     @cached_property
     def unbudgeted(self) -> StepTimeline:

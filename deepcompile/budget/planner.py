@@ -24,7 +24,7 @@ from .step import StepTimeline
 
 T = TypeVar("T")
 Halves = tuple[GraphModule, GraphModule]
-RUNGS = 96
+RUNGS = 192
 """Sizes that plans are made for, between the least and the most that a step can use."""
 LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
@@ -129,7 +129,8 @@ class StepPlanner:
         """Sizes in bytes, growing: from what the leanest plan needs to what the quickest does."""
         least, most = smallest(self.figures), largest(self.figures)
         ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
-        return sorted({least, most, *(int(least * ratio**rung) for rung in range(1, RUNGS))})
+        between = (int(least * ratio**rung) for rung in range(1, RUNGS))
+        return sorted({least, most, *between})
 
     @cached_property
     def expected(self) -> list[float]:
@@ -192,6 +193,11 @@ class StepPlanner:
         self._planned.clear()
         self._by_choice.clear()
         self.__dict__.pop("lowest_plans", None)
+
+    def at(self, size: int) -> Planned | None:
+        """The plan for a size between rungs; its programs may need a little more or less."""
+        choice = self._timed(lambda: quickest(self.figures, size))
+        return None if choice is None else self._plan(*choice, size, len(self.ladder))
 
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room

@@ -207,8 +207,8 @@ def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choic
     backward = options.recompute(parts)
     part_of = [number for number, part in enumerate(parts) for _ in range(part.start, part.end)]
     saved = [0] * len(parts)
-    for node in backward.saved:
-        saved[part_of[segments.home[node]]] += joint.nbytes(node)
+    for node, owner in _owners(joint, segments, backward).items():
+        saved[part_of[owner]] += joint.nbytes(node)
     before = [0] * len(parts)
     for number in range(1, len(parts)):
         before[number] = before[number - 1] + saved[number - 1]
@@ -225,6 +225,24 @@ def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choic
     lengths = [part.end - part.start for part in parts]
     rows = zip(saved, forward, at_backward, seconds, lengths, strict=True)
     return [Choice(*row) for row in rows], parts
+
+
+def _owners(joint: Joint, segments: Segments, backward: Recompute) -> dict[Node, int]:
+    """The segment for whose sake a tensor is saved: the first that reads it again.
+
+    What goes from one segment to the next is saved only if that one needs it, whatever the first
+    one keeps.
+    """
+    first: dict[Node, int] = {}
+    for entry, number in zip(backward.walk.nodes, backward.segment, strict=True):
+        for source in backward.walk.sources[entry]:
+            if isinstance(source, Node):
+                base = joint.base(source)
+                first[base] = min(number, first.get(base, number))
+    return {
+        node: max(segments.home[node], first.get(node, segments.home[node]))
+        for node in backward.saved
+    }
 
 
 def _storing(
