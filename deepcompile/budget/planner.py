@@ -30,7 +30,7 @@ LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
 TRUSTED = 0.02
 """The part of an estimate by which programs may be off it."""
-LESSONS = (0.25, 0.75, 0.0, 0.125, 0.5, 0.0, 0.25, 0.0)
+LESSONS = (0.25, 0.75, *(0.0, 0.05, 0.1, 0.15) * 3)
 """Where between the least and the most plans are made to learn from, when they are off by more."""
 ROUNDS = 10
 """How often the least is looked for by what programs were seen to hold."""
@@ -90,6 +90,7 @@ class StepPlanner:
         self.plan_seconds = 0.0
         self.trials = 0
         self._simulate = simulate
+        self._finest: Sequence[Figures] = ()
         self._planned: dict[int, Planned] = {}
         self._by_choice: dict[object, Planned] = {}
 
@@ -155,7 +156,8 @@ class StepPlanner:
         Raises:
             Unsolved: when that is not known for a way to cut the model.
         """
-        found = [combine(known.layers(), size) for known in self.figures]
+        figures = self.figures if size >= self.ladder[0] else self._finest
+        found = [combine(known.layers(), size) for known in figures]
         fitting = [combination for combination in found if combination is not None]
         for combination in fitting:
             if combination.bound is None:
@@ -168,7 +170,8 @@ class StepPlanner:
         if combination.bound is not None:
             return planned
         try:
-            # Plans for the lowest sizes may be cut finer than what the bound is of.
+            # Plans for the lowest sizes may be cut finer than what the bound is of, or be known
+            # to hold less.
             bound = min(self._timed(lambda: self.bound(planned.size)), combination.seconds)
         except Unsolved as error:
             return replace(planned, combination=replace(combination, no_bound=str(error)))
@@ -231,6 +234,7 @@ class StepPlanner:
         for number in range(BETWEEN):
             low = smallest(figures)
             learn(figures, low + max(high - low, 0) * number // BETWEEN)
+        self._finest = figures
         above = quickest(self.figures, self.ladder[min(LOWEST, len(self.ladder) - 1)])
         assert above is not None
         found = [p for p in found if p.combination.seconds >= above[1].seconds]
