@@ -2,6 +2,7 @@
 
 step.py       what a training step holds: what is pinned, and the programs of its two halves
 planner.py    plans of one joint graph for any budget
+refine.py     what programs were seen to hold, in place of estimates
 split.py      what AOTAutograd calls to split a joint graph
 setup.py      from the options of a compile to that
 report.py     what became of a budget

@@ -104,13 +104,18 @@ class StepPlanner:
     def figures(self) -> list[Figures]:
         """What parts of the model cost under each choice.
 
-        Where the programs of a first plan are off the estimate by more than `TRUSTED`, a few more
-        plans are made, always for the same sizes, and what they hold is learnt.
+        Where the programs of a first plan, one for each way to cut the model, are off the estimate
+        by more than `TRUSTED`, more plans are made, always for the same sizes, and what they hold
+        is learnt.
         """
         found = [Figures(options) for options in self.options]
-        low, high = smallest(found), largest(found)
-        first = self._learn(found, low + max(high - low, 0) // 2)
-        if abs(first.step.peak - first.combination.peak) <= TRUSTED * first.combination.peak:
+        trusted = True
+        for cut in ([known] for known in found):
+            low, high = smallest(cut), largest(cut)
+            first = self._learn(cut, low + max(high - low, 0) // 2)
+            error = abs(first.step.peak - first.combination.peak)
+            trusted &= error <= TRUSTED * first.combination.peak
+        if trusted:
             return found
         for share in LESSONS:
             low, high = smallest(found), largest(found)

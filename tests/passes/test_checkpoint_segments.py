@@ -140,3 +140,15 @@ def test_what_skips_ahead_is_inside_of_a_segment_or_crosses() -> None:
             base = joint.base(source)
             inside = found.home[base] == found.home[node]
             assert inside or found.crossing[base] >= found.home[node]
+
+
+def test_layers_are_cut_once_more_where_one_tensor_crosses() -> None:
+    joint = joint_of(Gpt(), torch.arange(32).view(2, 16))
+    layers, halves = segment(joint), segment(joint, within_layers=True)
+    assert halves.count > layers.count
+    (run,) = halves.runs
+    inside = halves.kind[run[0] : run[1]]
+    assert len(set(inside)) == 2
+    assert inside[0::2] == inside[:1] * len(inside[0::2])
+    covered = [node for members in halves.members for node in members]
+    assert sorted(covered, key=str) == sorted(joint.forward, key=str)
