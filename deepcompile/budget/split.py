@@ -33,7 +33,8 @@ from ..errors import MemoryBudgetError
 from ..options import format_size, parse_size
 from ..passes.checkpoints.decisions import decisions
 from ..passes.checkpoints.forms import Form
-from ..passes.checkpoints.joint import Joint
+from ..passes.checkpoints.joint import Joint, bytes_of
+from ..passes.checkpoints.scratch import scratch_of
 from ..runtime.free_memory import free_memory, total_memory
 from .buckets import Bucket, bucket_of
 from .menu import Menu
@@ -309,13 +310,21 @@ class BudgetedSplit:
             if name.startswith("primals") or storages.get(name, (name, 0))[0] in held
         }
         sizes = size_hints(graph) | dict(sizes)
-        found = timeline(spec, sizes, pinned_inputs=pinned, granule=self.granule)
+        calls = {
+            number: step.name
+            for number, step in enumerate(spec.steps)
+            if isinstance(step, ExternStep)
+        }
+        nodes = {node.name: node for node in graph.graph.nodes}
+        scratch = {
+            number: scratch_of(nodes[name], lambda node: bytes_of(node, sizes))
+            for number, name in calls.items()
+            if name in nodes
+        }
+        found = timeline(spec, sizes, pinned_inputs=pinned, granule=self.granule, scratch=scratch)
         hosted = _hosted(spec, names)
         labels = _labels(spec, names)
         spans = [span for span in found.spans if span.slot not in hosted]
-        calls = {
-            at: step.name for at, step in enumerate(spec.steps) if isinstance(step, ExternStep)
-        }
         return replace(found, spans=_by_storage(spans, labels, storages)), labels, calls
 
 
@@ -376,6 +385,7 @@ _ROLES = {
     "extern": "a result of an operator",
     "constant": "a constant",
     "arena": "a block of small intermediates",
+    "scratch": "memory inside of a call",
 }
 
 

@@ -4,7 +4,7 @@ What is counted is what the runtime asks an allocator for, one storage at a time
 until the program lets go of them. Not seen are:
 
 - memory that an operator of ATen takes and gives back inside its call, unless the caller knows it
-  (`scratch`): convolutions on the CPU take as much as their result, oneDNN's products a little,
+  (`scratch`),
 - what libraries keep for themselves,
 - an input whose storage is larger than its tensor, or shared with another input: each input counts
   the bytes between its first and last element,

@@ -18,6 +18,7 @@ from ...capture.philox import philox_normal, philox_uniform
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
+from .scratch import scratch_of
 
 aten = torch.ops.aten
 
@@ -115,6 +116,10 @@ class Joint:
     def base(self, node: Node) -> Node:
         """The node that made the storage which `node` is a view of; itself when it is none."""
         return self._bases.get(node, node)
+
+    def scratch(self, node: Node) -> int:
+        """Bytes that its call takes and gives back, beside its results."""
+        return scratch_of(node, self.nbytes)
 
     def nbytes(self, node: Node) -> int:
         """Bytes of the storage of `node`; 0 of what is no tensor."""

@@ -72,9 +72,9 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
         change[0] += size
         change[min(last.get(entry, 0), count) + 1] -= size
     found, total = [], 0
-    for at in range(count):
+    for at, entry in enumerate(walk.nodes):
         total += change[at]
-        found.append(total)
+        found.append(total + joint.scratch(walk.origin[entry]))
     seconds = [0.0] * count
     for entry, sources in reads.items():
         node = walk.origin[entry]

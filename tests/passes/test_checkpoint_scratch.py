@@ -1,0 +1,60 @@
+"""What convolutions take inside their calls, against torch's allocator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepcompile.passes.checkpoints.joint import bytes_of
+from deepcompile.passes.checkpoints.scratch import scratch_of
+from tests.runtime.tracked import peak_bytes
+
+aten = torch.ops.aten
+
+SHAPES = {
+    "equal": (8, 64, 64, 32, 3, 1, 1),
+    "wider": (8, 32, 128, 32, 1, 1, 1),
+    "narrower": (8, 128, 32, 32, 1, 1, 1),
+    "strided": (8, 64, 128, 32, 3, 2, 1),
+    "depthwise": (8, 64, 64, 32, 3, 1, 64),
+}
+
+
+def check(function: Any, *args: Tensor) -> None:
+    graph = make_fx(function, tracing_mode="fake")(*args).graph
+    (node,) = (n for n in graph.nodes if "convolution" in str(n.target))
+    results = function(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    made = sum(r.numel() * r.element_size() for r in results if r is not None)
+    del results
+    taken = peak_bytes(lambda: function(*args)) - made
+    assert scratch_of(node, bytes_of) == pytest.approx(taken, rel=0.05, abs=1 << 19)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("mask", [None, (True, True, False), (False, True, False)])
+def test_convolutions(shape: tuple[int, ...], mask: tuple[bool, ...] | None) -> None:
+    batch, channels, made, pixels, kernel, stride, groups = shape
+    x = torch.randn(batch, channels, pixels, pixels)
+    weight = torch.randn(made, channels // groups, kernel, kernel)
+    rest = ([stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], groups)
+    if mask is None:
+        check(lambda x, w: aten.convolution.default(x, w, None, *rest), x, weight)
+        return
+    gradient = torch.randn_like(aten.convolution.default(x, weight, None, *rest))
+
+    def backward(g: Tensor, x: Tensor, w: Tensor) -> Any:
+        return aten.convolution_backward.default(g, x, w, None, *rest, mask)
+
+    check(backward, gradient, x, weight)
+
+
+def test_channels_last_is_taken_as_it_is() -> None:
+    x = torch.randn(8, 64, 32, 32).to(memory_format=torch.channels_last)
+    weight = torch.randn(64, 64, 3, 3)
+    rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    check(lambda x, w: aten.convolution.default(x, w, None, *rest), x, weight)
