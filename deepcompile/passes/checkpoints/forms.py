@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from ...capture.offload import OFFLOAD, RELOAD
+from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_START, RELOAD_WAIT
 from .joint import Joint, must_recompute
 
 aten = torch.ops.aten
@@ -96,8 +96,9 @@ def _write(
         return new
 
     if form == "host":
-        kept = call(OFFLOAD, node)
-        stored = Stored((kept,), call(RELOAD, kept, device=value.device))
+        kept = call(OFFLOAD_WAIT, call(OFFLOAD_START, node), node)
+        started = call(RELOAD_START, kept, device=value.device)
+        stored = Stored((kept,), call(RELOAD_WAIT, started))
     elif value.dtype not in (torch.float32, torch.float64):
         return None
     elif form == "bf16":
