@@ -115,18 +115,34 @@ class Link:
                 self._copies.pop(address, None)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=True
-        )
+        return _like(tensor, device="cpu", pin_memory=True)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device
-        )
+        return _like(tensor, device=self._device)
 
 
-def link(device: torch.device) -> Link:
-    """The one between a GPU and the host."""
+class SameMemory:
+    """In place of a link for a device whose memory is the host's: copies at once."""
+
+    def offload_start(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor."""
+        return _like(tensor).copy_(tensor)
+
+    def offload_wait(self, host: Tensor) -> None:
+        """Nothing: it has been copied."""
+
+    def reload_start(self, host: Tensor) -> Tensor:
+        """A copy of the tensor."""
+        return _like(host).copy_(host)
+
+    def reload_wait(self, tensor: Tensor) -> None:
+        """Nothing: it has been copied."""
+
+
+def link(device: torch.device) -> Link | SameMemory:
+    """The one between a device and the host."""
+    if device.type != "cuda":
+        return SameMemory()
     return _link(torch.cuda.current_device() if device.index is None else device.index)
 
 
@@ -135,40 +151,35 @@ def _link(number: int) -> Link:
     return Link(torch.device("cuda", number))
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    made = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return made.copy_(tensor)
+def _like(tensor: Tensor, **where: Any) -> Tensor:
+    """New memory for a tensor as it lies."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, **where)
 
 
 def _offload_start(tensor: Tensor) -> Tensor:
-    is_cuda = tensor.device.type == "cuda"
-    return link(tensor.device).offload_start(tensor) if is_cuda else _copied(tensor)
+    return link(tensor.device).offload_start(tensor)
 
 
 def _offload_wait(host: Tensor, tensor: Tensor) -> Tensor:
-    if tensor.device.type == "cuda":
-        link(tensor.device).offload_wait(host)
+    link(tensor.device).offload_wait(host)
     return host
 
 
 def _reload_start(host: Tensor, *, device: torch.device) -> Tensor:
-    return link(device).reload_start(host) if device.type == "cuda" else _copied(host)
+    return link(device).reload_start(host)
 
 
 def _reload_wait(tensor: Tensor) -> Tensor:
-    if tensor.device.type == "cuda":
-        link(tensor.device).reload_wait(tensor)
+    link(tensor.device).reload_wait(tensor)
     return tensor
 
 
 def _fake_offload_start(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return _like(tensor, device="cpu")
 
 
 def _fake_reload_start(host: Tensor, *, device: torch.device) -> Tensor:
-    return torch.empty_strided(host.shape, host.stride(), dtype=host.dtype, device=device)
+    return _like(host, device=device)
 
 
 def _first(tensor: Tensor, *others: Tensor) -> Tensor:

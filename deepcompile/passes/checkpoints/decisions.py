@@ -73,7 +73,15 @@ def decisions(
         if copy.wait.target is RELOAD_WAIT:
             ahead[copy.tensor] = min(copy.distance, ahead.get(copy.tensor, copy.distance))
     joint, segments = options.joint, options.segments
-    formed = {node: form for part in parts for node, form in options.form_of(part).items()}
+    stored = options.forms.stored
+    formed = {
+        node: form
+        for part in parts
+        for node, form in options.form_of(part).items()
+        if any(
+            kept in saved for kept in stored[form][node].kept
+        )  # else backward needs no such form
+    }
     found = []
     for node in joint.forward:
         if node in joint.extra or joint.is_view(node) or is_symbol(node) or not joint.nbytes(node):

@@ -172,6 +172,7 @@ def _transfers(
     begun = set(starts.values())
     found = []
     for number, entry in enumerate(order):
+        now += seconds[entry]
         if entry in begun:
             free = max(now, free) + joint.transfer_seconds(origin[entry])
             started[entry] = number, free
@@ -183,5 +184,4 @@ def _transfers(
             wait = origin[entry]
             taken = joint.transfer_seconds(origin[start])
             found.append(Transfer(tensor_of(wait), wait, number - at - 1, taken, exposed))
-        now += seconds[entry]
     return found
