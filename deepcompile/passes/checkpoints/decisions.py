@@ -30,7 +30,7 @@ class Decision:
         seconds: what making it again takes by the cost model, given what it is made of.
         why: "chosen", or the reason that left no choice.
         origin: the user's line.
-        form: of what is compressed: "bf16" or "int8".
+        form: of what is compressed: "bf16", "fp8" or "int8".
         ahead: of what is on the host, how many nodes of backward run between the start of the copy
             to the device and its first reader; the least where it is copied more than once.
         exposed: seconds that the device waits for its copies, both ways, by the cost model.
