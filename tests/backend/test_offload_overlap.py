@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from deepcompile import explain
 from deepcompile.budget import setup
 from deepcompile.budget.report import BudgetReport
+from deepcompile.budget.split import BudgetedSplit
+from deepcompile.budget.step import StepTimeline
 from deepcompile.capture import offload
 from deepcompile.capture.offload import OFFLOAD_WAIT, RELOAD_START, RELOAD_WAIT, SameMemory
 from deepcompile.codegen.steps import ExternStep, KernelStep, LifetimeStep, ProgramSpec, touched
+from deepcompile.codegen.timeline import SCRATCH, Span
 from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.recording import Recording, recording
 from tests.backend.test_memory_forms import Residual
@@ -271,3 +274,32 @@ def test_a_slower_link_makes_slower_plans(
     # The ladders of sizes differ, so a plan may be made for a size that is a rung smaller.
     assert seconds[0] * 1.1 > seconds[1] > seconds[2] / 1.1
     assert seconds[0] > 2 * seconds[2]
+
+
+def test_copies_start_at_once_where_programs_have_no_room_for_them_earlier(
+    model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every program held much more than was thought as soon as it copies ahead."""
+    budget = tight(model, x)
+    simulate = BudgetedSplit.simulate
+    tried = []
+
+    def strict(self: BudgetedSplit, halves: Any, *given: Any) -> StepTimeline:
+        step = simulate(self, halves, *given)
+        starts = halves[1].graph.find_nodes(op="call_function", target=RELOAD_START)
+        ahead = any(start.next not in start.users for start in starts)
+        tried.append(ahead)
+        if not ahead:
+            return step
+        more = Span(SCRATCH, "scratch", 1 << 30, 0, 0)
+        backward = replace(step.backward, spans=(*step.backward.spans, more))
+        return replace(step, backward=backward)
+
+    monkeypatch.setattr(BudgetedSplit, "simulate", strict)
+    _, record = train(model, x, memory_budget=budget, offload="on")
+    (report,) = record.budgets
+    assert any(tried)
+    assert report.peak <= budget
+    assert report.planned is not None
+    back = [copy for copy in report.planned.transfers if copy.wait.target is RELOAD_WAIT]
+    assert all(copy.distance == 0 for copy in back)
