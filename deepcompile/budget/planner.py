@@ -17,6 +17,7 @@ from ..passes.checkpoints.emit import Recompute, written_out
 from ..passes.checkpoints.forms import Form
 from ..passes.checkpoints.joint import Joint, is_symbol, is_tangent
 from ..passes.checkpoints.place import Options, Part, alternatives, finer
+from ..passes.checkpoints.transfers import Transfer
 from ..passes.checkpoints.unsolved import Unsolved
 from ..pipeline.collector import collector_paused
 from .refine import Figures, homes, largest, quickest, smallest
@@ -52,6 +53,7 @@ class Planned:
         parts: the same as sets of tensors.
         saved: tensors that forward keeps for backward, and their bytes.
         recomputed: what backward computes again.
+        transfers: copies to and from the host.
         halves: forward and backward.
         step: the simulation of their programs.
     """
@@ -63,6 +65,7 @@ class Planned:
     parts: list[Part]
     saved: dict[Node, int]
     recomputed: frozenset[Node]
+    transfers: tuple[Transfer, ...]
     halves: Halves
     step: StepTimeline
 
@@ -271,23 +274,42 @@ class StepPlanner:
 
     @collector_paused()
     def _plan(self, options: Options, combination: Combination, size: int, number: int) -> Planned:
-        choice = id(options), combination.chosen
+        parts = options.chosen(combination)
+        # Copies start as early as there is room: then plans for other sizes are not the same.
+        copies = self.facts.rates.overlaps and any(map(options.uses_host, parts))
+        room = max(size, combination.peak) if copies else 0
+        choice = id(options), combination.chosen, room
         known = self._by_choice.get(choice)
         if known is not None:
             return replace(known, number=number)
-        parts = options.chosen(combination)
-        recomputed = self._timed(lambda: options.recompute(parts))
+        recomputed, halves, step = self._try(options, parts, room)
+        least = max(room, step.undelayed.peak if step.undelayed else 0)
+        if copies and step.peak > least:
+            # The estimate saw room that the programs do not have.
+            recomputed, halves, step = self._try(options, parts, room - (step.peak - least))
+            if step.peak > least:
+                recomputed, halves, step = self._try(options, parts, 0)
+        walk = recomputed.walk
+        saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
+        again = frozenset(walk.origin[e] for e in walk.nodes if isinstance(e, tuple))
+        found = Planned(
+            number, size, options, combination, parts, saved, again,
+            tuple(recomputed.transfers), halves, step,
+        )  # fmt: skip
+        self._by_choice[choice] = found
+        return found
+
+    def _try(
+        self, options: Options, parts: Sequence[Part], room: int
+    ) -> tuple[Recompute, Halves, StepTimeline]:
+        """A plan as graphs, with what their programs hold; see `Options.placed` for `room`."""
+        recomputed = self._timed(lambda: options.placed(parts, room))
         halves = self._timed(lambda: _divide(self.joint, self.facts, recomputed, self.static))
         started = time.perf_counter()
         step = self._simulate(halves, self.facts)
         self.trial_seconds += time.perf_counter() - started
         self.trials += 1
-        walk = recomputed.walk
-        saved = {node: self.facts.nbytes(node) for node in recomputed.saved}
-        again = frozenset(walk.origin[e] for e in walk.nodes if isinstance(e, tuple))
-        found = Planned(number, size, options, combination, parts, saved, again, halves, step)
-        self._by_choice[choice] = found
-        return found
+        return recomputed, halves, step
 
 
 def _divide(

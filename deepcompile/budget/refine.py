@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
+from ..capture.offload import STARTS, WAITS
 from ..codegen.timeline import Timeline
 from ..passes.checkpoints.combine import Choice, Combination, combine, peak_of, smallest_peak
 from ..passes.checkpoints.place import Options
@@ -84,7 +85,10 @@ class Figures:
             backward: the segment that a node of the backward half works for, by name.
         """
         options = self.options
-        forward = {n.name: home for n, home in options.segments.home.items()}
+        step = step.undelayed or step
+        # Copies to the host may be waited for where another part is worked on.
+        home = options.segments.home.items()
+        forward = {n.name: home for n, home in home if n.target not in WAITS}
         extra = step.peak - max(step.forward.peak, step.backward.peak + step.held)
         most = [
             _most(step.forward, step.forward_calls, forward, options.segments.count - 1, extra),
@@ -137,7 +141,11 @@ def _most(
 
 def homes(nodes: Iterable[Node]) -> dict[str, int]:
     """The segment that nodes of a backward half work for, by name."""
-    return {node.name: node.meta["segment"] for node in nodes if "segment" in node.meta}
+    return {
+        node.name: node.meta["segment"]
+        for node in nodes
+        if "segment" in node.meta and node.target not in STARTS  # they may be anywhere before
+    }
 
 
 def smallest(figures: Sequence[Figures]) -> int:

@@ -92,6 +92,7 @@ class BudgetReport:
             "exceeds": self.exceeds,
             "sizes": dict(self.bucket.sizes),
             "recompute_seconds": combination.seconds if combination else 0.0,
+            "exposed_seconds": sum(row.exposed for row in self.decisions),
             "bound_seconds": combination.bound if combination else 0.0,
             "unsolved": self.unsolved,
             "trials": self.trials,

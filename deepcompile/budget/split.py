@@ -17,17 +17,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..capture import torch_private
-from ..capture.offload import OFFLOAD
 from ..codegen.size_hints import size_hints
-from ..codegen.steps import (
-    ExternStep,
-    KernelStep,
-    ProgramSpec,
-    TableStep,
-    TensorRef,
-    touched,
-)
-from ..codegen.timeline import Span, Timeline, timeline
+from ..codegen.steps import ProgramSpec
+from ..codegen.timeline import timeline
 from ..cost.rates import Rates
 from ..errors import MemoryBudgetError
 from ..options import format_size, parse_size
@@ -37,6 +29,7 @@ from ..passes.checkpoints.joint import Joint, bytes_of
 from ..passes.checkpoints.scratch import scratch_of
 from ..runtime.free_memory import free_memory, total_memory
 from .buckets import Bucket, bucket_of
+from .half import Half, calls_of, half_of
 from .menu import Menu
 from .plan_file import MemoryPlan, bind, fingerprint
 from .planner import Halves, Planned, StepPlanner
@@ -224,6 +217,7 @@ class BudgetedSplit:
             report.planned.saved,
             report.planned.recomputed,
             report.planned.parts,
+            report.planned.transfers,
         )
         return report.planned.halves
 
@@ -283,16 +277,20 @@ class BudgetedSplit:
             node.name: (facts.base(node).name, facts.nbytes(node)) for node in facts.forward
         }
         sizes = facts.sizes
-        first, labels, calls = self._timeline(
-            forward, "forward", (), follow_lifetimes, storages, sizes
-        )
-        second, more_labels, more_calls = self._timeline(
+        first = self._half(forward, "forward", (), follow_lifetimes, storages, sizes)
+        second = self._half(
             backward, "backward", tuple(returned), follow_lifetimes, storages, sizes
         )
-        held = sum(returned.values())
-        return StepTimeline(first, second, held, labels, more_labels, calls, more_calls)
+        found = StepTimeline(
+            first.timeline, second.timeline, sum(returned.values()),
+            first.labels, second.labels, first.calls, second.calls,
+        )  # fmt: skip
+        if first.undelayed == first.timeline and second.undelayed == second.timeline:
+            return found
+        undelayed = replace(found, forward=first.undelayed, backward=second.undelayed)
+        return replace(found, undelayed=undelayed)
 
-    def _timeline(
+    def _half(
         self,
         graph: GraphModule,
         kind: str,
@@ -300,7 +298,7 @@ class BudgetedSplit:
         follow_lifetimes: bool,
         storages: Mapping[str, tuple[str, int]],
         sizes: Mapping[str, int],
-    ) -> tuple[Timeline, dict[int, str], dict[int, str]]:
+    ) -> Half:
         with torch_private.uncalled_graph_modules():
             spec = self.make_program(graph, kind, follow_lifetimes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
@@ -310,11 +308,7 @@ class BudgetedSplit:
             if name.startswith("primals") or storages.get(name, (name, 0))[0] in held
         }
         sizes = size_hints(graph) | dict(sizes)
-        calls = {
-            number: step.name
-            for number, step in enumerate(spec.steps)
-            if isinstance(step, ExternStep)
-        }
+        calls = calls_of(spec)
         nodes = {node.name: node for node in graph.graph.nodes}
         scratch = {
             number: scratch_of(nodes[name], lambda node: bytes_of(node, sizes))
@@ -322,60 +316,7 @@ class BudgetedSplit:
             if name in nodes
         }
         found = timeline(spec, sizes, pinned_inputs=pinned, granule=self.granule, scratch=scratch)
-        hosted = _hosted(spec, names)
-        labels = _labels(spec, names)
-        spans = [span for span in found.spans if span.slot not in hosted]
-        return replace(found, spans=_by_storage(spans, labels, storages)), labels, calls
-
-
-def _by_storage(
-    spans: Sequence[Span], labels: Mapping[int, str], storages: Mapping[str, tuple[str, int]]
-) -> tuple[Span, ...]:
-    """Inputs that are views of one storage as one: it is there until the last of them goes."""
-    found: list[Span] = []
-    together: dict[str, int] = {}
-    for span in spans:
-        storage = storages.get(labels.get(span.slot, "")) if span.role == "input" else None
-        if storage is None:
-            found.append(span)
-            continue
-        base, nbytes = storage
-        if base not in together:
-            together[base] = len(found)
-            found.append(replace(span, nbytes=nbytes))
-            continue
-        known = found[together[base]]
-        found[together[base]] = replace(known, last=max(known.last, span.last))
-    return tuple(found)
-
-
-def _labels(spec: ProgramSpec, names: Sequence[str]) -> dict[int, str]:
-    """A name for each slot: of the input, or of the step that makes it."""
-    found: dict[int, str] = {}
-    for name, ref in zip(names, spec.inputs, strict=True):
-        if isinstance(ref, TensorRef):
-            found[ref.slot] = name
-    for step in spec.steps:
-        name = step.op.nest.name if isinstance(step, KernelStep | TableStep) else ""
-        name = step.name if isinstance(step, ExternStep) else name
-        for slot in touched(step):
-            found.setdefault(slot, name)
-    return found
-
-
-def _hosted(spec: ProgramSpec, names: Sequence[str]) -> set[int]:
-    """Slots whose memory is the host's."""
-    found = {
-        slot
-        for step in spec.steps
-        if isinstance(step, ExternStep) and step.target is OFFLOAD
-        for slot in step.results
-        if slot is not None
-    }
-    for name, ref in zip(names, spec.inputs, strict=True):
-        if name.startswith("offload") and isinstance(ref, TensorRef):
-            found.add(ref.slot)
-    return found
+        return half_of(spec, names, found, storages)
 
 
 _ROLES = {

@@ -47,6 +47,8 @@ class StepTimeline:
         held: bytes of outputs of forward that the user may hold during backward.
         forward_labels, backward_labels: names for the slots of the programs.
         forward_calls, backward_calls: by step, the node of the graph that it calls an operator for.
+        undelayed: the same step as it would be if copies to and from the host took no time: nothing
+            stays for one that runs, or is there early for it. None where it has no such copies.
     """
 
     forward: Timeline
@@ -56,6 +58,7 @@ class StepTimeline:
     backward_labels: dict[int, str] = field(default_factory=dict)
     forward_calls: dict[int, str] = field(default_factory=dict)
     backward_calls: dict[int, str] = field(default_factory=dict)
+    undelayed: StepTimeline | None = None
 
     @property
     def highest(self) -> tuple[str, Timeline]:

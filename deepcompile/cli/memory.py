@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -83,6 +84,13 @@ def _document(plan: PlanRecord) -> dict[str, Any]:
     }
 
 
+def _decision(row: Mapping[str, Any]) -> str:
+    if row["decision"] == "offload":
+        exposed = row.get("exposed", 0.0) * 1e3
+        return f"offload (back {row.get('ahead', 0)} ahead, {exposed:.3g} ms exposed)"
+    return row["decision"] + (f" ({row['form']})" if row.get("form") else "")
+
+
 def _print(plan: PlanRecord, limit: int) -> None:
     facts = plan.facts
     guess = " (assumed)" if facts.get("optimizer_assumed") else ""
@@ -113,6 +121,11 @@ def _print(plan: PlanRecord, limit: int) -> None:
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
         f"model (bound: {shown})"
     )
+    if any(row["decision"] == "offload" for row in plan.tensors):
+        click.echo(
+            f"  copies to and from the host add {facts.get('exposed_seconds', 0.0) * 1e3:.2f} ms "
+            "that no work hides"
+        )
     for why in facts.get("unsolved", ()):
         click.echo(f"  choices may not be the best, or have no bound: {why}")
     for decision, count in Counter(row["decision"] for row in plan.tensors).most_common():
@@ -132,7 +145,7 @@ def _print(plan: PlanRecord, limit: int) -> None:
         (
             row["tensor"],
             format_size(row["nbytes"]),
-            row["decision"] + (f" ({row['form']})" if row.get("form") else ""),
+            _decision(row),
             f"{row['seconds'] / row['nbytes'] * 1e12:.3g} us/MB",
             row["origin"] or "",
             "" if row["why"] == "chosen" else row["why"],

@@ -11,6 +11,7 @@ C_STORAGE: Mapping[str, str] = MappingProxyType(
         "f64": "double",
         "bf16": "bf16",
         "f16": "f16",
+        "f8e4m3": "f8e4m3",
         "i64": "i64",
         "i32": "i32",
         "i16": "i16",

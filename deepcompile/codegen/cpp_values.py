@@ -27,6 +27,7 @@ from .schedule import LANES
 _ROUND = {
     "bf16": "dc_round_bf16",
     "f16": "dc_round_f16",
+    "f8e4m3": "dc_round_f8e4m3",
     "i8": "dc_wrap_i8",
     "i16": "dc_wrap_i16",
     "u8": "dc_wrap_u8",

@@ -30,6 +30,7 @@ typedef unsigned char u8;
 struct bool8 { u8 bits; };
 struct bf16 { unsigned short bits; };
 struct f16 { unsigned short bits; };
+struct f8e4m3 { unsigned char bits; };
 
 // ---------------------------------------------------------------------------------- types
 template <class E, int N> struct dc_vec {
@@ -309,6 +310,29 @@ template <class F> DC_INLINE dc_like<F, i32> dc_f32_to_f16(F x) {
   I r = a < (113 << 23) ? tiny : normal;
   return sign | (a >= ((127 + 16) << 23) ? big : r);
 }
+// Bits of an 8-bit float of 4 exponent and 3 fraction bits. It has no infinity: what is beyond 448
+// becomes 448, as in torch.
+template <class I> DC_INLINE dc_like<I, float> dc_f8e4m3_to_f32(I h) {
+  typedef dc_like<I, float> F;
+  I a = h & 0x7f;
+  I normal = (a << 20) + ((127 - 7) << 23);
+  I subnormal = (I)((F)((a << 20) + ((127 - 6) << 23)) - 0.015625f);
+  I bits = a < 8 ? subnormal : normal;
+  bits = a == 0x7f ? I{} + 0x7fc00000 : bits;
+  return (F)(bits | ((h & 0x80) << 24));
+}
+template <class F> DC_INLINE dc_like<F, i32> dc_f32_to_f8e4m3(F x) {
+  typedef dc_like<F, i32> I;
+  typedef dc_like<F, u32> U;
+  U u = (U)x;
+  I sign = (I)((u >> 24) & 0x80u);
+  I a = (I)(u & 0x7fffffffu);
+  I tiny = (I)((F)a + 16384.0f) - ((127 + 14) << 23);
+  I normal = (a + (i32)0xc407ffff + ((a >> 20) & 1)) >> 20;
+  I r = a < ((127 - 6) << 23) ? tiny : normal;
+  r = r > 0x7e ? I{} + 0x7e : r;
+  return sign | (a > 0x7f800000 ? I{} + 0x7f : r);
+}
 #define DC_MAP1(NAME) \
   template <class T> DC_INLINE auto NAME(pair<T> a) { \
     return pair<decltype(NAME(a.lo))>{NAME(a.lo), NAME(a.hi)}; \
@@ -317,12 +341,18 @@ DC_MAP1(dc_bf16_to_f32)
 DC_MAP1(dc_f32_to_bf16)
 DC_MAP1(dc_f16_to_f32)
 DC_MAP1(dc_f32_to_f16)
+DC_MAP1(dc_f8e4m3_to_f32)
+DC_MAP1(dc_f32_to_f8e4m3)
 typedef dc_v<float, 4> dc_f4;
 typedef dc_v<i32, 4> dc_i4;
 DC_INLINE vf32 dc_round_bf16(vf32 x) { return dc_bf16_to_f32(dc_f32_to_bf16(x)); }
 DC_INLINE vf32 dc_round_f16(vf32 x) { return dc_f16_to_f32(dc_f32_to_f16(x)); }
 DC_INLINE float dc_round_bf16(float x) { return dc_bf16_to_f32(dc_f32_to_bf16(x - dc_f4{}))[0]; }
 DC_INLINE float dc_round_f16(float x) { return dc_f16_to_f32(dc_f32_to_f16(x - dc_f4{}))[0]; }
+DC_INLINE vf32 dc_round_f8e4m3(vf32 x) { return dc_f8e4m3_to_f32(dc_f32_to_f8e4m3(x)); }
+DC_INLINE float dc_round_f8e4m3(float x) {
+  return dc_f8e4m3_to_f32(dc_f32_to_f8e4m3(x - dc_f4{}))[0];
+}
 
 DC_INLINE vi32 dc_wrap_i8(vi32 x) { return (x << dc_splat_i32(24)) >> dc_splat_i32(24); }
 DC_INLINE vi32 dc_wrap_i16(vi32 x) { return (x << dc_splat_i32(16)) >> dc_splat_i32(16); }
@@ -392,6 +422,7 @@ DC_INLINE vi32 dc_load(const u8 *p) { return dc_load_narrow<vi32>(p); }
 DC_INLINE vb dc_load(const bool8 *p) { return dc_to_bool(dc_load_narrow<vi32>(&p->bits)); }
 DC_INLINE vf32 dc_load(const bf16 *p) { return dc_bf16_to_f32(dc_load_narrow<vi32>(&p->bits)); }
 DC_INLINE vf32 dc_load(const f16 *p) { return dc_f16_to_f32(dc_load_narrow<vi32>(&p->bits)); }
+DC_INLINE vf32 dc_load(const f8e4m3 *p) { return dc_f8e4m3_to_f32(dc_load_narrow<vi32>(&p->bits)); }
 
 DC_INLINE float dc_load1(const float *p) { return *p; }
 DC_INLINE double dc_load1(const double *p) { return *p; }
@@ -403,6 +434,7 @@ DC_INLINE i32 dc_load1(const u8 *p) { return *p; }
 DC_INLINE bool dc_load1(const bool8 *p) { return p->bits != 0; }
 DC_INLINE float dc_load1(const bf16 *p) { return dc_bits<float>((u32)p->bits << 16); }
 DC_INLINE float dc_load1(const f16 *p) { return dc_f16_to_f32(dc_i4{} + (i32)p->bits)[0]; }
+DC_INLINE float dc_load1(const f8e4m3 *p) { return dc_f8e4m3_to_f32(dc_i4{} + (i32)p->bits)[0]; }
 
 DC_INLINE void dc_store(float *p, vf32 v) { dc_raw_store(p, v); }
 DC_INLINE void dc_store(double *p, vf64 v) { dc_raw_store(p, v); }
@@ -414,6 +446,7 @@ DC_INLINE void dc_store(u8 *p, vi32 v) { dc_store_narrow(p, v); }
 DC_INLINE void dc_store(bool8 *p, vb v) { dc_store_narrow(&p->bits, -v.m); }
 DC_INLINE void dc_store(bf16 *p, vf32 v) { dc_store_narrow(&p->bits, dc_f32_to_bf16(v)); }
 DC_INLINE void dc_store(f16 *p, vf32 v) { dc_store_narrow(&p->bits, dc_f32_to_f16(v)); }
+DC_INLINE void dc_store(f8e4m3 *p, vf32 v) { dc_store_narrow(&p->bits, dc_f32_to_f8e4m3(v)); }
 
 DC_INLINE void dc_store1(float *p, float v) { *p = v; }
 DC_INLINE void dc_store1(double *p, double v) { *p = v; }
@@ -428,6 +461,9 @@ DC_INLINE void dc_store1(bf16 *p, float v) {
 }
 DC_INLINE void dc_store1(f16 *p, float v) {
   p->bits = (unsigned short)dc_f32_to_f16(v - dc_f4{})[0];
+}
+DC_INLINE void dc_store1(f8e4m3 *p, float v) {
+  p->bits = (unsigned char)dc_f32_to_f8e4m3(v - dc_f4{})[0];
 }
 
 template <class S> using dc_register = decltype(dc_load((const S *)0));
@@ -465,14 +501,17 @@ template <class S> struct dc_raw_of { typedef S type; };
 template <> struct dc_raw_of<bool8> { typedef u8 type; };
 template <> struct dc_raw_of<bf16> { typedef unsigned short type; };
 template <> struct dc_raw_of<f16> { typedef unsigned short type; };
+template <> struct dc_raw_of<f8e4m3> { typedef u8 type; };
 template <class S> DC_INLINE vi32 dc_decode(const S *, vi32 v) { return v; }
 DC_INLINE vb dc_decode(const bool8 *, vi32 v) { return dc_to_bool(v); }
 DC_INLINE vf32 dc_decode(const bf16 *, vi32 v) { return dc_bf16_to_f32(v); }
 DC_INLINE vf32 dc_decode(const f16 *, vi32 v) { return dc_f16_to_f32(v); }
+DC_INLINE vf32 dc_decode(const f8e4m3 *, vi32 v) { return dc_f8e4m3_to_f32(v); }
 template <class S> DC_INLINE vi32 dc_encode(const S *, vi32 v) { return v; }
 DC_INLINE vi32 dc_encode(const bool8 *, vb v) { return -v.m; }
 DC_INLINE vi32 dc_encode(const bf16 *, vf32 v) { return dc_f32_to_bf16(v); }
 DC_INLINE vi32 dc_encode(const f16 *, vf32 v) { return dc_f32_to_f16(v); }
+DC_INLINE vi32 dc_encode(const f8e4m3 *, vf32 v) { return dc_f32_to_f8e4m3(v); }
 typedef dc_v<i16, 16> dc_shorts;
 typedef dc_v<char, 16> dc_bytes;
 template <class S> DC_INLINE dc_register<S> dc_loadn(const S *p, i64 n) {

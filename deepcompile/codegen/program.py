@@ -239,7 +239,8 @@ class _Maker:
             return True
         if target is aten.reshape.default:
             return _shares(node.meta["val"], args_of(node)[0].meta["val"])
-        return target.is_view
+        # Operators of our own that hand on what they get do something: they wait for it.
+        return target.is_view and target.namespace != "deepcompile"
 
     def _shared(self, node: Node) -> Node | None:
         """The node whose memory the result of another one is."""

@@ -169,6 +169,31 @@ def remainder(a, b):
 
 
 @triton.jit
+def f8e4m3_to_f32(bits):
+    """An 8-bit float of 4 exponent and 3 fraction bits, by its bits in a `uint8`."""
+    h = bits.to(tl.int32)
+    a = h & 127
+    small = a.to(tl.float32) * 0.001953125  # below 2**-6 in steps of 2**-9
+    value = ((a << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(a < 8, small, value)
+    value = tl.where(a == 127, float("nan"), value)
+    return (value.to(tl.int32, bitcast=True) | ((h & 128) << 24)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def f32_to_f8e4m3(x):
+    """The same back, to nearest even; what is beyond 448 becomes that, infinity too."""
+    u = x.to(tl.int32, bitcast=True)
+    a = u & 0x7FFFFFFF
+    tiny = (a.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - (141 << 23)
+    normal = (a + ((a >> 20) & 1) - ((120 << 23) - 0x7FFFF)) >> 20
+    found = tl.where(a < (121 << 23), tiny, normal)
+    found = tl.where(found > 126, 126, found)
+    found = tl.where(a > 0x7F800000, 127, found)
+    return (found | ((u >> 24) & 128)).to(tl.uint8)
+
+
+@triton.jit
 def sign(x):
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
 

@@ -13,6 +13,7 @@ TRITON_DTYPE: Mapping[str, str] = {
     "f64": "tl.float64",
     "bf16": "tl.bfloat16",
     "f16": "tl.float16",
+    "f8e4m3": "tl.uint8",  # as bits: older GPUs, and the interpreter, lack the type
     "i64": "tl.int64",
     "i32": "tl.int32",
     "i16": "tl.int16",
@@ -25,6 +26,7 @@ POINTER: Mapping[str, str] = {
     "f64": "*fp64",
     "bf16": "*bf16",
     "f16": "*fp16",
+    "f8e4m3": "*u8",
     "i64": "*i64",
     "i32": "*i32",
     "i16": "*i16",
@@ -85,12 +87,20 @@ def literal(value: float | int | bool) -> str:
     return repr(value)
 
 
+def as_f8e4m3(text: str, source: str) -> str:
+    """The bits of a register value `text` of register dtype `source` as an 8-bit float."""
+    # By way of f32, as torch goes.
+    return f"dl.f32_to_f8e4m3({text if source == 'f32' else f'{text}.to(tl.float32)'})"
+
+
 def convert(text: str, source: str, to: str) -> str:
     """A register value `text` of register dtype `source` as storage dtype `to`, in a register."""
     if to == source:
         return text
     if to == "b1":
         return f"({text} != 0)"
+    if to == "f8e4m3":
+        return f"dl.f8e4m3_to_f32({as_f8e4m3(text, source)})"
     narrow = f"{text}.to({TRITON_DTYPE[to]})"
     if to in ("bf16", "f16"):
         if source != "f32":

@@ -19,7 +19,15 @@ from ..ir.nest import (
     index_values,
 )
 from ..ir.ops import MONOIDS, REGISTER_OF
-from .triton_spelling import COMBINE, TRITON_DTYPE, CannotEmit, convert, literal, spell
+from .triton_spelling import (
+    COMBINE,
+    TRITON_DTYPE,
+    CannotEmit,
+    as_f8e4m3,
+    convert,
+    literal,
+    spell,
+)
 from .triton_text import UNIFORM, Extent, Writer
 
 WHOLE = Extent(True, True)
@@ -79,6 +87,8 @@ class Values(Writer):
         register = REGISTER_OF[storage]
         if storage == "b1":
             text = f"({text} != 0)"
+        elif storage == "f8e4m3":
+            text = f"dl.f8e4m3_to_f32({text})"
         elif register != storage:
             text += f".to({TRITON_DTYPE[register]})"
         self.define(load, text)
@@ -91,6 +101,8 @@ class Values(Writer):
         source = self.definition[store.value].dtype
         if storage in ("i8", "i16", "u8") and source in ("f32", "f64"):
             text = convert(text, source, storage)
+        if storage == "f8e4m3":
+            text = as_f8e4m3(text, source)
         text = f"tl.broadcast_to({text}, {self.shape(extent)})"
         conditions = self.conditions(extent)
         mask = f", mask={' & '.join(conditions)}" if conditions else ""

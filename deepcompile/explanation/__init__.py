@@ -129,12 +129,22 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         optimizer=report.pinned.optimizer,
         optimizer_assumed=report.assumed_optimizer,
         recompute_seconds=facts["recompute_seconds"],
+        exposed_seconds=facts["exposed_seconds"],
         bound_seconds=facts["bound_seconds"],
         unsolved=tuple(report.unsolved),
         plan_seconds=report.plan_seconds,
         tensors=tuple(
             TensorFacts(
-                row.tensor, row.op, row.nbytes, row.decision, row.price, row.why, row.origin
+                row.tensor,
+                row.op,
+                row.nbytes,
+                row.decision,
+                row.price,
+                row.why,
+                row.origin,
+                row.form,
+                row.ahead,
+                row.exposed,
             )
             for row in report.decisions
         ),

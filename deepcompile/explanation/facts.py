@@ -77,10 +77,13 @@ class TensorFacts:
     """A tensor of forward that backward needs, and what a memory budget decided for it.
 
     Attributes:
-        decision: "keep" or "recompute".
+        decision: "keep", "recompute", "compress" or "offload".
         price: seconds a byte that keeping it spares.
         why: "chosen", or what left no choice.
         line: the user's line.
+        form: of what is compressed.
+        ahead: of what is offloaded, how many nodes of backward run while it is copied back.
+        exposed: seconds that the device waits for its copies.
     """
 
     name: str
@@ -90,6 +93,9 @@ class TensorFacts:
     price: float
     why: str
     line: str | None
+    form: str = ""
+    ahead: int = 0
+    exposed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ class BudgetFacts:
         parameters: parameters, buffers and inputs, part of the peak.
         optimizer: state of the optimizer, part of the peak.
         optimizer_assumed: whether that is a guess: two fp32 numbers a trained one.
-        recompute_seconds: what computing again takes in one step.
+        recompute_seconds: what the plan takes longer in one step than keeping everything.
+        exposed_seconds: how long the device waits for copies to and from the host, as placed.
         bound_seconds: what no plan undercuts at this budget; None where none was found.
         unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
             said; each reason once.
@@ -117,6 +124,7 @@ class BudgetFacts:
     optimizer: int
     optimizer_assumed: bool
     recompute_seconds: float
+    exposed_seconds: float
     bound_seconds: float | None
     unsolved: tuple[str, ...]
     plan_seconds: float
@@ -333,16 +341,23 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
         f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
         f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
     )
+    if any(tensor.decision == "offload" for tensor in facts.tensors):
+        rows.append(
+            f"copies to and from the host add {facts.exposed_seconds * 1e3:.2f} ms that no work "
+            "hides"
+        )
     rows += [f"choices may not be the best, or have no bound: {why}" for why in facts.unsolved]
-    for decision in ("keep", "recompute"):
+    for decision in ("keep", "recompute", "compress", "offload"):
         chosen = [tensor for tensor in facts.tensors if tensor.decision == decision]
+        if not chosen and decision in ("compress", "offload"):
+            continue
         total = sum(tensor.nbytes for tensor in chosen)
         rows.append(f"{decision}: {_count(len(chosen), 'tensor')}, {_size(total)}")
     largest = sorted(facts.tensors, key=lambda tensor: -tensor.nbytes)
     return rows + _columns(
         [
             (
-                tensor.decision,
+                _decision(tensor),
                 _size(tensor.nbytes),
                 f"{tensor.price * 1e12:.3g} us/MB",
                 tensor.name,
@@ -353,6 +368,12 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
             for tensor in largest
         ]
     )
+
+
+def _decision(tensor: TensorFacts) -> str:
+    if tensor.decision == "offload":
+        return f"offload (back {tensor.ahead} ahead, {tensor.exposed * 1e3:.3g} ms exposed)"
+    return tensor.decision + (f" ({tensor.form})" if tensor.form else "")
 
 
 def _few(items: tuple[str, ...], limit: int) -> str:

@@ -33,13 +33,14 @@ Kind = Literal["numeric", "float", "int", "bits", "bool", "any"]
 Result = Literal["same", "bool", "int64", "float32"]
 
 REGISTER_DTYPES = ("f32", "f64", "i32", "i64", "b1")
-STORAGE_DTYPES = ("f32", "f64", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "b1")
+STORAGE_DTYPES = ("f32", "f64", "bf16", "f16", "f8e4m3", "i64", "i32", "i16", "i8", "u8", "b1")
 
 REGISTER_OF: Mapping[str, str] = MappingProxyType(
     {
         "f32": "f32",
         "bf16": "f32",
         "f16": "f32",
+        "f8e4m3": "f32",
         "f64": "f64",
         "i64": "i64",
         "i32": "i32",

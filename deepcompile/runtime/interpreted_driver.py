@@ -28,7 +28,9 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
 )
 _POINTED: Mapping[str, torch.dtype] = {
-    pointer: TORCH_DTYPES[dtype] for dtype, pointer in POINTER.items()
+    pointer: TORCH_DTYPES[dtype]
+    for dtype, pointer in POINTER.items()
+    if dtype != "f8e4m3"  # bytes, for kernels
 }
 _NUMBERS: Mapping[str, Any] = {"i64": ctypes.c_int64, "i32": ctypes.c_int32}
 

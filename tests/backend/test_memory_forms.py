@@ -9,19 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.node import map_arg
 
 from benchmarks.memory_models import build
 from benchmarks.torch_budget import joint_graph
+from deepcompile.budget import setup
 from deepcompile.budget.plan_file import load_plans, save_plans
 from deepcompile.budget.refine import Figures, quickest, smallest
 from deepcompile.budget.report import BudgetReport
 from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.errors import OptionError
 from deepcompile.options import Options
-from deepcompile.passes.checkpoints.forms import ERRORS, Form, allowed_forms
+from deepcompile.passes.checkpoints.forms import ERRORS, Form, add_forms, allowed_forms
 from deepcompile.passes.checkpoints.joint import Joint
 from deepcompile.passes.checkpoints.place import alternatives
 from deepcompile.recording import recording
+from tests.passes.checkpoint_graphs import joint_of
+
+LOSSY = ("bf16", "fp8", "int8")
 
 
 class Residual(nn.Module):
@@ -78,7 +84,9 @@ def test_the_host_keeps_tensors_bit_by_bit(made: Any) -> None:
     assert relative_error(found, expected) < 1e-6
 
 
-@pytest.mark.parametrize(("compress", "forms"), [(True, {"bf16", "int8"}), (0.002, {"bf16"})])
+@pytest.mark.parametrize(
+    ("compress", "forms"), [(True, {"bf16", "int8"}), (2.0**-8, {"bf16"}), (2.0**-4, {*LOSSY})]
+)
 def test_fewer_bits_stay_within_the_error_that_was_allowed(
     made: Any, compress: Any, forms: set[str]
 ) -> None:
@@ -91,6 +99,71 @@ def test_fewer_bits_stay_within_the_error_that_was_allowed(
     assert used <= forms
     # Errors of the tensors add up over the layers that they pass.
     assert 0 < relative_error(found, expected) < 4 * max(ERRORS[form] for form in used)
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp8", "int8"])
+def test_no_number_is_off_by_more_than_a_form_says(form: Form) -> None:
+    joint = joint_of(Residual(layers=2), torch.randn(512, 64))
+    forms = add_forms(joint, (form,))
+    node, stored = next(iter(forms.stored[form].items()))
+    rows, width = node.meta["val"].shape
+    # Of many sizes in one row, some subnormal in 8 bits, and rows of many sizes.
+    x = torch.randn(rows, width) * 10.0 ** torch.randint(-8, 3, (rows, width))
+    x *= 10.0 ** torch.randint(-20, 20, (rows, 1))
+    x[0] = 0.0
+    found = computed(stored.restored, {node: x})
+    assert bool(found[0].eq(0).all())
+    largest = x.abs().amax(-1, keepdim=True).double().clamp_min(1e-300)
+    error = (found.double() - x.double()).abs()
+    of_itself = error / x.double().abs().clamp_min(1e-300)
+    if form == "int8":
+        assert float((error / largest).max()) <= ERRORS[form] * (1 + 1e-5)
+        return
+    normal = x.abs() >= largest / 28672 if form == "fp8" else torch.ones_like(x, dtype=torch.bool)
+    worst = float(of_itself[normal].max())
+    assert ERRORS[form] * 0.8 < worst <= ERRORS[form]
+    if form == "fp8":
+        assert float((error / largest).max()) <= 1 / 28 * (1 + 1e-5)
+        assert float((error / largest)[~normal].max()) <= 1 / 458752 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("form", ["fp8", "int8"])
+def test_a_row_with_infinity_or_nan_is_nan(form: Form) -> None:
+    joint = joint_of(Residual(layers=2), torch.randn(512, 64))
+    node, stored = next(iter(add_forms(joint, (form,)).stored[form].items()))
+    x = torch.randn(node.meta["val"].shape)
+    x[0, 3], x[1, 5] = float("inf"), float("nan")
+    found = computed(stored.restored, {node: x})
+    assert bool(found[:2].isnan().all())
+    assert bool(found[2:].isfinite().all())
+
+
+def computed(node: Node, values: dict[Node, Tensor]) -> Tensor:
+    """A node by ATen, from what is known."""
+    if node not in values:
+        given = node.args, dict(node.kwargs)
+        args, kwargs = map_arg(given, lambda source: computed(source, values))
+        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values[node]
+
+
+@pytest.mark.parametrize("codegen", ["cpp", pytest.param("triton", marks=pytest.mark.slow)])
+def test_tensors_wait_as_8_bit_floats(codegen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "allowed_forms", lambda *given: ("fp8",))
+    torch.manual_seed(0)
+    small = codegen == "triton"
+    model = Residual(layers=3, width=16 if small else 64)
+    x = torch.randn(1024, 16) if small else torch.randn(512, 64)
+    expected, _ = step(model, x, codegen=codegen)
+    _, report = step(model, x, codegen=codegen, memory_budget=1 << 40)
+    assert report is not None
+    pinned = report.pinned.total
+    budget = pinned + int((0.3 if small else 0.45) * (report.unplanned - pinned))
+    found, report = step(model, x, codegen=codegen, memory_budget=budget, compress=2.0**-4)
+    assert report is not None
+    assert report.peak <= budget
+    assert {row.form for row in report.decisions if row.decision == "compress"} == {"fp8"}
+    assert 0 < relative_error(found, expected) < 4 * ERRORS["fp8"]
 
 
 def test_nothing_is_lossy_unless_it_was_asked_for(made: Any) -> None:
@@ -140,7 +213,9 @@ def test_an_error_bound_that_is_none_is_refused(value: Any) -> None:
 def test_forms_by_the_error_that_is_allowed() -> None:
     assert allowed_forms(0.0, False) == ()
     assert allowed_forms(0.0, True) == ("host",)
-    assert allowed_forms(0.002, False) == ("bf16",)
+    assert allowed_forms(0.003, False) == ()
+    assert allowed_forms(2.0**-8, False) == ("bf16",)
+    assert allowed_forms(2.0**-4, True) == ("bf16", "fp8", "int8", "host")
     assert allowed_forms(Options(compress=True).compress, True) == ("bf16", "int8", "host")
 
 
@@ -165,7 +240,7 @@ def test_a_mix_of_forms_is_quicker_than_any_alone() -> None:
     size = smallest(options["again"])
     found = {way: quickest(figures, size) for way, figures in options.items()}
     seconds = {way: plan[1].seconds for way, plan in found.items() if plan is not None}
-    assert seconds["mix"] < 0.5 * min(seconds[way] for way in ("again", "bits", "host"))
+    assert seconds["mix"] < 0.9 * min(seconds[way] for way in ("again", "bits", "host"))
     assert max(seconds["bits"], seconds["host"]) < seconds["again"]
     assert found["mix"] is not None
     chosen, combination = found["mix"]

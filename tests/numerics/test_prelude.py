@@ -37,6 +37,7 @@ TORCH = {
     "f64": torch.float64,
     "bf16": torch.bfloat16,
     "f16": torch.float16,
+    "f8e4m3": torch.float8_e4m3fn,
     "i64": torch.int64,
     "i32": torch.int32,
     "i16": torch.int16,
@@ -99,6 +100,7 @@ def sources(names: list[str]) -> str:
             "b1": "to_bool",
             "bf16": "to_f32",
             "f16": "to_f32",
+            "f8e4m3": "to_f32",
             "i16": "to_i32",
             "i8": "to_i32",
             "u8": "to_i32",
@@ -413,19 +415,47 @@ def test_load_convert_store(every_target: ctypes.CDLL, source: str, target: str)
     if TORCH[source].is_floating_point:
         x = pairs("f32")[0].to(TORCH[source])
         if not TORCH[target].is_floating_point and target != "b1":
-            x = x[x.abs() < (100 if target in small else 1e9)]  # beyond is undefined in eager
-            x = x.abs() if target == "u8" else x
+            wide = x.float() if source == "f8e4m3" else x  # which eager does not compare
+            x = x[wide.abs() < (100 if target in small else 1e9)]  # beyond is undefined in eager
+            x = x.to(wide.dtype).abs().to(x.dtype) if target == "u8" else x
     else:
         x = pairs("i64")[0].to(TORCH[source])
     for form in "vs":
         y = call(getattr(every_target, f"{form}_cast_{source}_{target}"), [x], target)
-        if source == "f64" and target in ("bf16", "f16"):
+        if source in ("f64", "i32", "i64") and target in ("bf16", "f16", "f8e4m3"):
             expected = x.float().to(TORCH[target])  # the register dtype is f32
-        elif source in ("i32", "i64") and target in ("bf16", "f16"):
-            expected = x.float().to(TORCH[target])
         else:
             expected = x.to(TORCH[target])
+        if target == "f8e4m3":
+            assert torch.equal(y.view(torch.uint8), expected.view(torch.uint8))
+            continue
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def f32_samples() -> torch.Tensor:
+    """Numbers over all exponents, dense where 8-bit floats are, with ties and their neighbours."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    finite = codes[codes.isfinite()].sort().values
+    ties = torch.cat([(finite[1:] + finite[:-1]) / 2, torch.tensor([464.0, -464.0, 480.0, -480.0])])
+    exact = torch.cat([finite, ties])
+    bits = exact.view(torch.int32)
+    near = torch.cat([(bits + step).view(torch.float32) for step in (-2, -1, 1, 2)])
+    every = torch.arange(-(2**31), 2**31, 40961).to(torch.int32).view(torch.float32)
+    dense = torch.linspace(-500, 500, 100_003)
+    edge = torch.tensor([0.0, -0.0, INF, -INF, NAN, 1e-45, -1e-45, 2**-9, 2**-10, 2**-10 * 1.001])
+    return torch.cat([exact, near, every, dense, dense / 2**14, edge])
+
+
+def test_8_bit_floats_are_those_of_torch(every_target: ctypes.CDLL) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    x = f32_samples()
+    for form in "vs":
+        wide = call(getattr(every_target, f"{form}_cast_f8e4m3_f32"), [codes], "f32")
+        torch.testing.assert_close(wide, codes.float(), rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(wide.signbit(), codes.float().signbit())
+        narrow = call(getattr(every_target, f"{form}_cast_f32_f8e4m3"), [x], "f8e4m3")
+        expected = x.to(torch.float8_e4m3fn)
+        assert torch.equal(narrow.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("n", range(17))

@@ -25,6 +25,7 @@ _EXACT: dict[torch.dtype, frozenset[torch.dtype]] = {
     ),
     torch.int16: frozenset((*_SIGNED[2:], torch.float32, torch.float64)),
     torch.int32: frozenset((torch.int64, torch.float64)),
+    torch.float8_e4m3fn: frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     torch.float16: frozenset((torch.float32, torch.float64)),
     torch.bfloat16: frozenset((torch.float32, torch.float64)),
     torch.float32: frozenset((torch.float64,)),

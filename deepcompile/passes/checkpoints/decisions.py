@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
+from ...capture.offload import RELOAD_WAIT
 from ...ir.origins import origin_of
 from .choices import price_of
 from .joint import is_symbol, must_recompute
 from .place import Options, Part
+from .transfers import Transfer
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Decision:
         seconds: what making it again takes by the cost model, given what it is made of.
         why: "chosen", or the reason that left no choice.
         origin: the user's line.
-        form: of what is compressed: "bf16" or "int8".
+        form: of what is compressed: "bf16", "fp8" or "int8".
+        ahead: of what is on the host, how many nodes of backward run between the start of the copy
+            to the device and its first reader; the least where it is copied more than once.
+        exposed: seconds that the device waits for its copies, both ways, by the cost model.
     """
 
     tensor: str
@@ -40,6 +45,8 @@ class Decision:
     why: str
     origin: str | None
     form: str = ""
+    ahead: int = 0
+    exposed: float = 0.0
 
     @property
     def price(self) -> float:
@@ -56,10 +63,25 @@ def decisions(
     saved: Collection[Node],
     recomputed: Collection[Node],
     parts: Iterable[Part],
+    transfers: Iterable[Transfer] = (),
 ) -> list[Decision]:
     """One row for each storage of forward that is kept for backward or computed again, in order."""
+    ahead: dict[Node, int] = {}
+    exposed: dict[Node, float] = {}
+    for copy in transfers:
+        exposed[copy.tensor] = exposed.get(copy.tensor, 0.0) + copy.exposed
+        if copy.wait.target is RELOAD_WAIT:
+            ahead[copy.tensor] = min(copy.distance, ahead.get(copy.tensor, copy.distance))
     joint, segments = options.joint, options.segments
-    formed = {node: form for part in parts for node, form in options.form_of(part).items()}
+    stored = options.forms.stored
+    formed = {
+        node: form
+        for part in parts
+        for node, form in options.form_of(part).items()
+        if any(
+            kept in saved for kept in stored[form][node].kept
+        )  # else backward needs no such form
+    }
     found = []
     for node in joint.forward:
         if node in joint.extra or joint.is_view(node) or is_symbol(node) or not joint.nbytes(node):
@@ -85,6 +107,8 @@ def decisions(
                 _why(options, node),
                 origin_of(node),
                 "" if form == "host" else form,
+                ahead.get(node, 0),
+                exposed.get(node, 0.0),
             )
         )
     return found

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -19,6 +20,9 @@ from torch.fx.node import map_arg
 from .joint import Joint
 from .live import Walk
 from .segments import Segments
+
+if TYPE_CHECKING:
+    from .transfers import Transfer
 
 
 @dataclass
@@ -30,12 +34,16 @@ class Recompute:
         segment: of which segment each entry of the walk computes gradients.
         saved: what forward leaves for it, as bases; inputs of the step are not among them.
         inputs: inputs of the step that it reads.
+        late: for waits for copies to the host, the node of forward that each is to stand behind.
+        transfers: all copies between the device and the host, as they are placed.
     """
 
     walk: Walk = field(default_factory=Walk)
     segment: list[int] = field(default_factory=list)
     saved: dict[Node, None] = field(default_factory=dict)
     inputs: dict[Node, None] = field(default_factory=dict)
+    late: dict[Node, Node] = field(default_factory=dict)
+    transfers: list[Transfer] = field(default_factory=list)
 
 
 def backward_segments(joint: Joint, segments: Segments) -> dict[Node, int]:
@@ -153,7 +161,9 @@ def _is_never_repeated(joint: Joint, node: Node) -> bool:
 
 @contextmanager
 def written_out(joint: Joint, recomputed: Recompute) -> Iterator[None]:
-    """The joint graph with copies, before the nodes that need them; without them afterwards.
+    """The joint graph with copies, where backward has them; without them afterwards.
+
+    What forward waits for late is waited for there.
 
     Every node of backward has the segment it computes gradients of in `meta["segment"]`, and each
     copy that is not small the one it was made for in `meta["recomputed_for"]`: copies of one node
@@ -166,7 +176,10 @@ def written_out(joint: Joint, recomputed: Recompute) -> Iterator[None]:
     made: dict[object, Node] = {}
     waiting: list[object] = []
     segment = dict(zip(walk.nodes, recomputed.segment, strict=True))
+    were_behind = {wait: wait.prev for wait in recomputed.late}
     try:
+        for wait, anchor in recomputed.late.items():
+            _put_behind(joint, anchor, wait)
         for entry in walk.nodes:
             if isinstance(entry, tuple):
                 waiting.append(entry)
@@ -189,6 +202,17 @@ def written_out(joint: Joint, recomputed: Recompute) -> Iterator[None]:
             node.args, node.kwargs = args, kwargs
         for copy in reversed(made.values()):
             graph.erase_node(copy)
+        for wait, anchor in reversed(were_behind.items()):
+            _put_behind(joint, anchor, wait)
+
+
+def _put_behind(joint: Joint, anchor: Node, wait: Node) -> None:
+    """Move a wait for a copy to the host, and the forms that are made of what it gives."""
+    moved = [wait]
+    for node in moved:
+        anchor.append(node)
+        anchor = node
+        moved += (user for user in node.users if user in joint.extra)
 
 
 def _redirect(node: Node, current: dict[Node, Node | None]) -> None:

@@ -4,10 +4,15 @@ Each form of a tensor is a few nodes of the joint graph that nothing reads until
 is kept, and what backward makes of it in place of the tensor. So a form is priced, simulated,
 fused and verified like all other nodes.
 
-    form   kept                               error, relative
-    bf16   the tensor in bfloat16             2**-9 of each number
-    int8   8 bits a number, a scale a row     1/254 of the largest of its row
-    host   the tensor, in the host's memory   none
+    form   kept                                error, at most
+    bf16   the tensor in bfloat16              2**-8 of each number
+    fp8    8-bit floats, a scale a row         2**-4 of each number
+    int8   8-bit integers, a scale a row       1/254 of the largest of its row
+    host   the tensor, in the host's memory    none
+
+The scale of fp8 brings the largest of a row to 448, the largest number that float8_e4m3fn has. Its
+errors are 1/28 of the largest at most. Numbers below 2**-6 / 448 of the largest (1/28672) are
+subnormal there: they are off by up to 1/458752 of the largest, which may be all of them.
 """
 
 from __future__ import annotations
@@ -19,16 +24,18 @@ from typing import Any, Literal
 import torch
 from torch.fx import Node
 
-from ...capture.offload import OFFLOAD, RELOAD
+from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_START, RELOAD_WAIT
 from .joint import Joint, must_recompute
 
 aten = torch.ops.aten
 
-Form = Literal["bf16", "int8", "host"]
-ERRORS: Mapping[Form, float] = {"bf16": 2.0**-9, "int8": 1 / 254, "host": 0.0}
-"""The largest error of one number, relative to itself or to the largest of its row."""
+Form = Literal["bf16", "fp8", "int8", "host"]
+ERRORS: Mapping[Form, float] = {"bf16": 2.0**-8, "fp8": 2.0**-4, "int8": 1 / 254, "host": 0.0}
+"""The largest error of one number, relative to itself or, for int8, to the largest of its row."""
 
-_LOSSY: tuple[Form, ...] = ("bf16", "int8")
+_LOSSY: tuple[Form, ...] = ("bf16", "fp8", "int8")
+_LARGEST: Mapping[Form, float] = {"fp8": 448.0, "int8": 127.0}
+"""What the largest of a row becomes."""
 
 SMALLEST = 1 << 16
 """Bytes below which a tensor is left as it is."""
@@ -96,8 +103,9 @@ def _write(
         return new
 
     if form == "host":
-        kept = call(OFFLOAD, node)
-        stored = Stored((kept,), call(RELOAD, kept, device=value.device))
+        kept = call(OFFLOAD_WAIT, call(OFFLOAD_START, node), node)
+        started = call(RELOAD_START, kept, device=value.device)
+        stored = Stored((kept,), call(RELOAD_WAIT, started))
     elif value.dtype not in (torch.float32, torch.float64):
         return None
     elif form == "bf16":
@@ -109,11 +117,16 @@ def _write(
         if not 16 <= value.shape[-1] <= LONGEST_ROW:
             return None
         largest = call(aten.amax.default, call(aten.abs.default, node), [-1], True)
-        # A row of zeros has any scale; infinity and NaN stay what they are, in the whole row.
-        smallest = torch.finfo(value.dtype).tiny * 127
-        scale = call(aten.div.Tensor, call(aten.clamp_min.default, largest, smallest), 127.0)
-        whole = call(aten.round.default, call(aten.div.Tensor, node, scale))
-        kept = call(aten._to_copy.default, whole, dtype=torch.int8)
+        # A row of zeros has any scale; one with infinity or NaN becomes NaN.
+        most = _LARGEST[form]
+        smallest = torch.finfo(value.dtype).tiny * most
+        scale = call(aten.div.Tensor, call(aten.clamp_min.default, largest, smallest), most)
+        scaled = call(aten.div.Tensor, node, scale)
+        if form == "int8":
+            whole = call(aten.round.default, scaled)
+            kept = call(aten._to_copy.default, whole, dtype=torch.int8)
+        else:
+            kept = call(aten._to_copy.default, scaled, dtype=torch.float8_e4m3fn)
         wide = call(aten._to_copy.default, kept, dtype=value.dtype)
         stored = Stored((kept, scale), call(aten.mul.Tensor, wide, scale))
     extra[node] = [*extra.get(node, []), *made]

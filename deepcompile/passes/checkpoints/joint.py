@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from ...capture.offload import OFFLOAD, RELOAD
+from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS, WAITS
 from ...capture.philox import philox_normal, philox_uniform
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
@@ -88,12 +88,18 @@ class Joint:
                 self.needed[node] = None
 
     def add(self, extra: Mapping[Node, list[Node]]) -> None:
-        """Take in nodes that were written behind others, each with a storage of its own."""
+        """Take in nodes that were written behind others, each with a storage of its own.
+
+        But for what is waited for: that is what was started.
+        """
         order: list[Node] = []
         for node in self.forward:
             order += (node, *extra.get(node, ()))
         self.forward = order
-        self.extra.update(node for nodes in extra.values() for node in nodes)
+        for node in (node for nodes in extra.values() for node in nodes):
+            self.extra.add(node)
+            if node.target is RELOAD_WAIT:
+                self._bases[node] = node.all_input_nodes[0]
 
     @cached_property
     def outputs(self) -> list[Any]:
@@ -162,11 +168,17 @@ class Joint:
             found = self._seconds[node] = self._alone(node)
         return found
 
+    def transfer_seconds(self, node: Node) -> float:
+        """What the copy that a node starts takes on the link, once those before it are done."""
+        return _tensor_bytes(node.meta["val"]) / self.rates.link
+
     def _alone(self, node: Node) -> float:
         if self.is_view(node) or node.target is operator.getitem or node.op != "call_function":
             return 0.0
-        if node.target in (OFFLOAD, RELOAD):
-            return self.rates.launch + _tensor_bytes(node.meta["val"]) / self.rates.link
+        if node.target in WAITS:
+            return 0.0
+        if node.target in STARTS:
+            return self.rates.launch  # the copy is what is waited for, see `transfers`
         moved = bytes_of(node) + sum(bytes_of(source) for source in node.all_input_nodes)
         return self.rates.seconds(moved, flops_of(node), dtype_of(node))
 
@@ -192,7 +204,7 @@ def dtype_of(node: Node) -> str:
 
 def bytes_of(node: Node, sizes: Mapping[str, int] | None = None) -> int:
     """Bytes that a node takes on the device, for sizes of symbols or else for their hints."""
-    if node.target is OFFLOAD:
+    if node.target in (OFFLOAD_START, OFFLOAD_WAIT):
         return 0
     return sum(_tensor_bytes(value, sizes) for value in _tensors(node.meta.get("val")))
 
@@ -229,7 +241,7 @@ def is_fusible(node: Node) -> bool:
         return True
     return isinstance(target, torch._ops.OpOverload) and (
         torch.Tag.pointwise in target.tags
-        or target.is_view
+        or (target.is_view and target not in WAITS)
         or target in (philox_uniform, philox_normal)
     )
 

@@ -58,7 +58,8 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
     count = len(walk.nodes)
     for entry in walk.outputs:
         last[entry] = count
-        if entry not in written:  # a view: what it looks at stays
+        if entry not in written and joint.nbytes(walk.origin[entry]):
+            # A view: what it looks at stays. What is on the host looks at nothing.
             for source in reads.get(entry, ()):
                 last[source] = count
     change = [0] * (count + 2)
@@ -96,7 +97,8 @@ def _written(joint: Joint, walk: Walk) -> set[object]:
         deepest = 0
         for source in walk.sources[entry]:
             if source in depth:
-                deepest = max(deepest, depth[source] + (not fusible[source]))
+                is_call = not fusible[source] and not joint.is_view(walk.origin[source])
+                deepest = max(deepest, depth[source] + is_call)
         depth[entry] = deepest
     users: dict[object, int] = {}
     # What kernels compute waits for the first that reads it.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from torch.fx import Node
 
-from ...capture.offload import OFFLOAD
+from ...capture.offload import OFFLOAD_WAIT
 from .choices import keep_sets, layer_of
 from .combine import Choice, Combination
 from .emit import Recompute, backward_segments, recompute
@@ -15,6 +16,7 @@ from .forms import Form, Forms, Stored, add_forms
 from .joint import Joint
 from .live import Live, live_bytes, walk_of
 from .segments import Segments, segment
+from .transfers import start_early, wait_late
 
 PARTS = (12, 18, 24)
 """Into how many segments a model is cut, one after the other, in which no layer repeats."""
@@ -67,6 +69,15 @@ class Options:
             group |= dict.fromkeys(range(part.start, part.end), part.start)
         return recompute(self.joint, self.segments, keep, self.backward, group, instead)
 
+    def placed(self, parts: Iterable[Part], room: int) -> Recompute:
+        """The same with copies to and from the host beside work, where a step of `room` bytes may.
+
+        With `room` 0 every copy is waited for where it starts.
+        """
+        found = self.recompute(parts)
+        place_transfers(self.joint, found, room)
+        return found
+
     def form_of(self, part: Part) -> dict[Node, Form]:
         """The form of each tensor that a part keeps in another one."""
         return {
@@ -75,6 +86,10 @@ class Options:
             for node, restored in part.instead.items()
             if node in stored and stored[node].restored is restored
         }
+
+    def uses_host(self, part: Part) -> bool:
+        """Whether a part keeps tensors in the host's memory."""
+        return "host" in self.form_of(part).values()
 
     def chosen(self, combination: Combination) -> list[Part]:
         """The parts of a combination."""
@@ -206,22 +221,31 @@ def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choic
     joint, segments = options.joint, options.segments
     backward = options.recompute(parts)
     part_of = [number for number, part in enumerate(parts) for _ in range(part.start, part.end)]
-    saved = [0] * len(parts)
+    saved, seconds = [0] * len(parts), [0.0] * len(parts)
     for node, owner in _owners(joint, segments, backward).items():
         saved[part_of[owner]] += joint.nbytes(node)
+        # What forward does for backward's sake only: other forms of tensors.
+        if node in joint.extra:
+            made = node.all_input_nodes[0] if node.target is OFFLOAD_WAIT else node
+            seconds[part_of[segments.home[node]]] += joint.seconds(made)
     before = [0] * len(parts)
     for number in range(1, len(parts)):
         before[number] = before[number - 1] + saved[number - 1]
-    homes = [part_of[segments.home[node]] for node in forward_nodes(joint, backward.saved)]
-    forward = _most(homes, forward_live(joint, backward.saved), before)
-    homes = [part_of[number] for number in backward.segment]
-    live = backward_live(joint, backward)
-    at_backward = _most(homes, live, before)
-    seconds = [0.0] * len(parts)
-    for number, spent in zip(homes, live.seconds, strict=True):
+    nodes, live = forward_nodes(joint, backward.saved), forward_live(joint, backward.saved)
+    homes = [part_of[segments.home[node]] for node in nodes]
+    forward = _most(homes, live, before)
+    homes_back = [part_of[number] for number in backward.segment]
+    live_back = backward_live(joint, backward)
+    at_backward = _most(homes_back, live_back, before)
+    for number, spent in zip(homes_back, live_back.seconds, strict=True):
         seconds[number] += spent
-    for number, spent in enumerate(_storing(joint, segments, backward, part_of, before)):
-        seconds[number] += spent
+    # Copies are under way where that adds nothing to what the part holds at most, whatever other
+    # parts choose. A plan may have more room.
+    room = [sum(most) for most in zip(before, map(max, forward, at_backward), strict=True)]
+    _, copies = wait_late(joint, nodes, backward.saved, live, [room[home] for home in homes])
+    copies += start_early(joint, backward, live_back, [room[home] for home in homes_back])
+    for copy in copies:
+        seconds[part_of[segments.home[copy.tensor]]] += copy.exposed
     lengths = [part.end - part.start for part in parts]
     rows = zip(saved, forward, at_backward, seconds, lengths, strict=True)
     return [Choice(*row) for row in rows], parts
@@ -245,34 +269,27 @@ def _owners(joint: Joint, segments: Segments, backward: Recompute) -> dict[Node,
     }
 
 
-def _storing(
-    joint: Joint,
-    segments: Segments,
-    backward: Recompute,
-    part_of: Sequence[int],
-    before: Sequence[int],
-) -> list[float]:
-    """Seconds a part of what forward does for backward's sake only: other forms of tensors.
+def place_transfers(joint: Joint, backward: Recompute, room: int) -> None:
+    """Let copies run beside work wherever a step that holds `room` bytes has place for them."""
+    if not any(node.target is OFFLOAD_WAIT for node in backward.saved):
+        return
+    nodes, live = forward_nodes(joint, backward.saved), forward_live(joint, backward.saved)
+    order, to_host = wait_late(joint, nodes, backward.saved, live, [room] * len(nodes))
+    waits = {copy.wait for copy in to_host}
+    backward.late = {node: before for before, node in pairwise(order) if node in waits}
+    live = backward_live(joint, backward)
+    to_device = start_early(joint, backward, live, [room] * len(live.bytes))
+    backward.transfers = [*to_host, *to_device]
 
-    A copy to the host runs beside the part's own work where the device can do that.
+
+def forward_nodes(
+    joint: Joint, saved: Mapping[Node, None], late: Mapping[Node, Node] | None = None
+) -> list[Node]:
+    """Forward, with what only backward needs and is kept for it.
+
+    Args:
+        late: what some waits for copies are to stand behind.
     """
-    found, copying, working = ([0.0] * len(before) for _ in range(3))
-    for node in backward.saved:
-        if node in joint.extra:
-            seconds = copying if node.target is OFFLOAD else found
-            seconds[part_of[segments.home[node]]] += joint.seconds(node)
-    if any(copying) and joint.rates.overlaps:
-        nodes = forward_nodes(joint, backward.saved)
-        live = forward_live(joint, backward.saved)
-        for node, spent in zip(nodes, live.seconds, strict=True):
-            if node.target is not OFFLOAD:
-                working[part_of[segments.home[node]]] += spent
-    exposed = (max(0.0, copy - work) for copy, work in zip(copying, working, strict=True))
-    return [spent + rest for spent, rest in zip(found, exposed, strict=True)]
-
-
-def forward_nodes(joint: Joint, saved: Mapping[Node, None]) -> list[Node]:
-    """Forward, with what only backward needs and is kept for it."""
     wanted = set(joint.required)
     stack = [node for node in saved if node not in wanted]
     wanted.update(stack)
@@ -281,12 +298,18 @@ def forward_nodes(joint: Joint, saved: Mapping[Node, None]) -> list[Node]:
             if source not in wanted:
                 wanted.add(source)
                 stack.append(source)
-    return [node for node in joint.forward if node in wanted]
+    found = [node for node in joint.forward if node in wanted]
+    for wait, before in (late or {}).items():
+        found.remove(wait)
+        found.insert(found.index(before) + 1, wait)
+    return found
 
 
-def forward_live(joint: Joint, saved: Mapping[Node, None]) -> Live:
+def forward_live(
+    joint: Joint, saved: Mapping[Node, None], late: Mapping[Node, Node] | None = None
+) -> Live:
     """Bytes at each step of forward beside the inputs of the step."""
-    nodes = forward_nodes(joint, saved)
+    nodes = forward_nodes(joint, saved, late)
     outputs = [n for n in joint.outputs[: joint.forward_outputs] if isinstance(n, Node)]
     return live_bytes(joint, walk_of(nodes, [*outputs, *saved]), {})
 

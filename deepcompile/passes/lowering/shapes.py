@@ -17,6 +17,7 @@ DTYPES: dict[torch.dtype, str] = {
     torch.float64: "f64",
     torch.bfloat16: "bf16",
     torch.float16: "f16",
+    torch.float8_e4m3fn: "f8e4m3",
     torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
@@ -30,7 +31,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     """The IR name of a torch dtype.
 
     Raises:
-        CannotLower: for dtypes that kernels do not know (complex, float8, quantised).
+        CannotLower: for dtypes that kernels do not know (complex, most of float8, quantised).
     """
     name = DTYPES.get(dtype)
     if name is None:
