@@ -156,13 +156,15 @@ def tracing_once_more(
     """From within a compile of Dynamo's: what to trace the same graph in when that has ended.
 
     The graph's example inputs stay what they were, with the sizes that their fake mode knows.
-    Guards are complete by then; to trace the same graph once more needs no others. None for
-    inputs that are real: nobody should hold them.
+    Guards are complete by then; to trace the same graph once more needs no others. Autocast and the
+    like are as they are now, whatever they are around the call that traces again. None for inputs
+    that are real: nobody should hold them.
     """
     fake_mode = detect_fake_mode(example_inputs)
     compile_id = CompileContext.current_compile_id()
     if fake_mode is None:
         return None
+    state = _modes()
 
     @contextmanager
     def again() -> Iterator[None]:
@@ -170,10 +172,37 @@ def tracing_once_more(
             unset_fake_temporarily(),
             tracing(TracingContext(fake_mode)),
             compile_context(CompileContext(compile_id)),
+            _with_modes(state),
         ):
             yield
 
     return again
+
+
+def _modes() -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Calls that bring back what Dynamo guards of this thread, as far as tracing depends on it."""
+    found: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (torch._C._set_grad_enabled, (torch.is_grad_enabled(),)),
+        (torch.set_default_dtype, (torch.get_default_dtype(),)),
+        (torch.set_autocast_cache_enabled, (torch.is_autocast_cache_enabled(),)),
+    ]
+    for device in ("cpu", "cuda"):
+        enabled = torch.is_autocast_enabled(device)
+        found.append((torch.set_autocast_enabled, (device, enabled)))
+        found.append((torch.set_autocast_dtype, (device, torch.get_autocast_dtype(device))))
+    return found
+
+
+@contextmanager
+def _with_modes(state: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[None]:
+    before = _modes()
+    try:
+        for call, arguments in state:
+            call(*arguments)
+        yield
+    finally:
+        for call, arguments in before:
+            call(*arguments)
 
 
 def _must_stay(node: Node) -> bool:

@@ -108,7 +108,7 @@ def written_over(op: KernelOp, out: Buffer, operand: Buffer) -> KernelOp | None:
     given = [buffer.name for buffer in op.nest.buffers if buffer.role != "out"]
     result, place = results.index(out.name), given.index(operand.name)
     outputs = (*op.outputs[:result], *op.outputs[result + 1 :])
-    return KernelOp(nest, outputs, op.origin, _writing_over(op.eager, result, place))
+    return KernelOp(nest, outputs, op.origin, _writing_over(op, result, place))
 
 
 def _one_buffer(nest: Kernel, out: Buffer, operand: Buffer) -> Kernel | None:
@@ -142,15 +142,16 @@ def _one_buffer(nest: Kernel, out: Buffer, operand: Buffer) -> Kernel | None:
     return found
 
 
-def _writing_over(
-    eager: Callable[..., tuple[Any, ...]], result: int, place: int
-) -> Callable[..., tuple[Any, ...]]:
-    """The same by ATen: a result is copied over an operand."""
+def _writing_over(op: KernelOp, result: int, place: int) -> Callable[..., tuple[Any, ...]]:
+    """The same by ATen: a result is copied over an operand, as its readers expect it there."""
+    spec = op.outputs[result]
 
     def run(*arguments: Any) -> tuple[Any, ...]:
-        made = eager(*arguments)
-        value: torch.Tensor = made[result]
-        arguments[place].as_strided(value.shape, value.stride()).copy_(value)
+        made = op.eager(*arguments)
+        sizes = op.sizes(arguments)
+        shape = [size.evaluate(sizes) for size in spec.shape]
+        strides = [stride.evaluate(sizes) for stride in spec.strides]
+        arguments[place].as_strided(shape, strides).copy_(made[result])
         return (*made[:result], *made[result + 1 :])
 
     return run

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepcompile.backend import recording
+from deepcompile.capture.torch_private import tracing_once_more
 from deepcompile.errors import MemoryBudgetError
 from deepcompile.recording import Recording
 from tests.backend.budget_steps import Values, blocks, check_close, rows
@@ -140,6 +141,33 @@ def test_a_forward_keeps_the_backward_that_it_was_compiled_with(least: int) -> N
     sum(module(x * factor).square().mean() for factor in (1, 2)).backward()
     gradients = ({n: p.grad for n, p in m.named_parameters()} for m in (mine, module))
     check_close(*gradients)
+
+
+def test_a_graph_is_traced_again_in_the_modes_it_was_first_traced_in() -> None:
+    """Another graph's call plans it anew, and that may be under autocast."""
+    contexts = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        contexts.append(tracing_once_more(inputs))
+        return gm
+
+    call = torch.compile(nn.Linear(8, 8), backend=backend)
+
+    def modes() -> tuple[Any, ...]:
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        return *autocast, torch.is_grad_enabled(), torch.get_default_dtype()
+
+    call(rows(8, 4))
+    plain = modes()
+    with torch.autocast("cpu", torch.float16):
+        call(rows(8, 5))
+        cast = modes()
+        with contexts[0]():
+            assert modes() == plain
+        assert modes() == cast
+    with torch.no_grad(), contexts[1]():
+        assert modes() == cast
+    assert modes() == plain
 
 
 @pytest.mark.slow

@@ -97,6 +97,17 @@ def test_a_result_takes_the_memory_of_an_operand() -> None:
         torch.testing.assert_close(z, a + b)
 
 
+def test_aten_writes_a_result_where_its_readers_look() -> None:
+    """What ATen gives may lie in memory otherwise than the kernel's result."""
+    op = op_of(SOFTMAX, lambda x: (torch.softmax(x, -1).t().contiguous().t(),))
+    merged = merge(op, "y", "x")
+    assert merged is not None
+    x = torch.randn(64, 32)
+    given = x.clone()
+    assert merged.eager(given) == ()
+    torch.testing.assert_close(given, torch.softmax(x, -1))
+
+
 def test_an_operand_goes_to_one_result_only() -> None:
     merged = merge(op_of(POINTWISE, lambda a, b: (a * b, a + b)), "y", "a")
     assert merged is not None
