@@ -111,7 +111,7 @@ def _print(plan: PlanRecord, limit: int) -> None:
     shown = "none" if bound is None else f"{bound * 1e3:.2f} ms"
     click.echo(
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
-        f"model (bound: {shown})"
+        f"model (rates: {facts.get('rates', 'table')}; bound: {shown})"
     )
     for why in facts.get("unsolved", ()):
         click.echo(f"  choices may not be the best, or have no bound: {why}")

@@ -132,6 +132,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         bound_seconds=facts["bound_seconds"],
         unsolved=tuple(report.unsolved),
         plan_seconds=report.plan_seconds,
+        rates=report.rates.source,
         tensors=tuple(
             TensorFacts(
                 row.tensor, row.op, row.nbytes, row.decision, row.price, row.why, row.origin

@@ -107,6 +107,7 @@ class BudgetFacts:
         unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
             said; each reason once.
         plan_seconds: of planning, compiling for trial left out.
+        rates: where the model's rates of the device are from: "table", or "calibrated" and a day.
         tensors: none where the budget needed no plan.
     """
 
@@ -120,6 +121,7 @@ class BudgetFacts:
     bound_seconds: float | None
     unsolved: tuple[str, ...]
     plan_seconds: float
+    rates: str
     tensors: tuple[TensorFacts, ...]
 
 
@@ -331,7 +333,7 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
     bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
     rows.append(
         f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
-        f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
+        f"(rates: {facts.rates}; bound: {bound}); planned in {facts.plan_seconds:.2f} s"
     )
     rows += [f"choices may not be the best, or have no bound: {why}" for why in facts.unsolved]
     for decision in ("keep", "recompute"):
