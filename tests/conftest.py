@@ -12,6 +12,11 @@ import pytest
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers share the cores: threads of one that wait must not keep those of another from working.
+# OpenMP reads this when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 GOLDEN_MARK = "---- becomes\n"
 
 
