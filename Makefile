@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # More arguments for pytest, e.g. PYTEST_ARGS="-x -k rundir"; or for the demo and the benchmarks.
 PYTEST_ARGS ?=
+# Processes that share the tests, a file at a time; 0: all in one.
+WORKERS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?= -o benchmarks/results/latest.json
 BENCH_GPU_ARGS ?= -o benchmarks/results/latest-gpu.json
@@ -13,6 +15,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SOURCES := deepcompile tests benchmarks
 
 .DEFAULT_GOAL := help
@@ -27,7 +30,7 @@ demo: $(VENV)/.installed ## Train a small transformer in eager and compiled, sid
 	@$(BIN)/python -m deepcompile.demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev ## Run the slow tests too
 	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)

@@ -26,12 +26,12 @@ from .budget.shares import Share
 from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
-from .capture.graph_breaks import in_short
+from .capture.graph_breaks import end_of
 from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
-from .codegen.program import CannotCompile, ProgramSpec, make_program, size_hints
-from .codegen.steps import KernelStep, TableStep
+from .codegen.program import CannotCompile, ProgramSpec, make_program
+from .codegen.size_hints import size_hints
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
@@ -39,14 +39,13 @@ from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
-from .ir.nest_text import print_kernel
 from .options import Options
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
-from .recording import CompiledGraph, Kind, externs_of, recordings
+from .recording import CompiledGraph, Kind, externs_of, recordings, write_kernels
 from .recording import Recording as Recording
 from .recording import recording as recording
 from .runtime.build import BuildFailed, build, warn_no_compiler
@@ -214,16 +213,9 @@ class _Compiler:
 
     def _note_graph_break(self, gm: GraphModule) -> None:
         """Record why Dynamo's graph ends before the user's function does."""
-        why = getattr(gm, "compile_subgraph_reason", None)
-        if why is None or not why.graph_break:
-            return
-        frame = why.user_stack[-1] if why.user_stack else None
-        self.note(
-            "graph-break",
-            reason=in_short(why.reason),
-            origin=f"{frame.filename}:{frame.lineno}" if frame else None,
-            detail=why.reason,
-        )
+        found = end_of(gm)
+        if found is not None:
+            self.note("graph-break", **found)
 
     def _run_passes(
         self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str
@@ -330,15 +322,7 @@ class _Compiler:
         compiled.seconds["build"] = time.perf_counter() - start
         compiled.cached = library.cached
         self.note("cache", graph=compiled.name, hit=library.cached)
-        self.note(
-            "compiled",
-            graph=compiled.name,
-            graph_kind=compiled.kind,
-            kernels=len(compiled.kernels),
-            externs=len(compiled.externs),
-            cached=library.cached,
-            seconds=compiled.seconds,
-        )
+        self._note_compiled(compiled)
         return compiled.program
 
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
@@ -365,15 +349,7 @@ class _Compiler:
             "source.py",
             [kernel if isinstance(kernel, str) else kernel.source for kernel in runner.kernels],
         )
-        self.note(
-            "compiled",
-            graph=compiled.name,
-            graph_kind=compiled.kind,
-            kernels=len(compiled.kernels),
-            externs=len(compiled.externs),
-            cached=False,
-            seconds=compiled.seconds,
-        )
+        self._note_compiled(compiled)
         if self.options.cuda_graphs:
             return ReplayingRunner(runner, compiled.name, self.note)
         return runner
@@ -422,28 +398,22 @@ class _Compiler:
         return interpret(gm)
 
     def _record_kernels(self, compiled: CompiledGraph, file: str, sources: Sequence[str]) -> None:
-        assert compiled.spec is not None
         for target, count in Counter(name for name, _ in compiled.externs).items():
             origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
-        if self.run_dir is None:
-            return
-        steps = [s for s in compiled.spec.steps if isinstance(s, (KernelStep, TableStep))]
-        for step in steps:
-            op = step.op
-            self.run_dir.kernel(
-                f"{compiled.name}.{op.nest.name}",
-                {
-                    file: sources[step.function],
-                    "nest.txt": print_kernel(op.nest),
-                },
-                {
-                    "graph": compiled.name,
-                    "ops": list(op.origin.ops),
-                    "origins": list(op.origin.lines),
-                    "function": f"k{step.function}",
-                },
-            )
+        if self.run_dir is not None:
+            write_kernels(self.run_dir, compiled, file, sources)
+
+    def _note_compiled(self, compiled: CompiledGraph) -> None:
+        self.note(
+            "compiled",
+            graph=compiled.name,
+            graph_kind=compiled.kind,
+            kernels=len(compiled.kernels),
+            externs=len(compiled.externs),
+            cached=compiled.cached,
+            seconds=compiled.seconds,
+        )
 
 
 def _renamed(fields: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def cache_dir(options: Options | None = None) -> Path:
     return Path(base) / "deepcompile" / "kernels"
 
 
+def rates_file(options: Options | None = None) -> Path:
+    """The file of rates that were measured, beside the folder of the entries; it need not exist.
+
+    Clearing the cache leaves it: what it holds takes a command to make.
+    """
+    return cache_dir(options).parent / "rates.json"
+
+
 def make_cache_dir(folder: Path) -> Path:
     """Create `folder` and mark it as a cache for backup programs. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -129,6 +129,10 @@ class CacheError(DeepCompileError):
     """The kernel cache cannot be read, written or cleared."""
 
 
+class CalibrationError(DeepCompileError):
+    """The file of measured rates cannot be read or written, or holds something else."""
+
+
 class RunDirError(DeepCompileError):
     """A path that is not a run directory, or one this version cannot read."""
 

@@ -324,6 +324,13 @@ class Options:
         "Under memory_budget, keep tensors in the host's memory; 'auto': on a GPU.",
         in_key=True,
     )
+    rates: Literal["auto", "table"] = _option(
+        "auto",
+        _choice("auto", "table"),
+        "auto|table",
+        "Rates of the device for memory_budget: as `doctor --calibrate` measured, or of a table.",
+        in_key=True,
+    )
     memory_plan: str | None = _option(
         None,
         _path,

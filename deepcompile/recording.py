@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,7 +15,9 @@ from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
 from .codegen.steps import ExternStep, KernelStep, TableStep
 from .ir.kernel_op import KernelOp
+from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
+from .pipeline.rundir import RunDir
 from .runtime.program import Program
 
 Kind = Literal["inference", "forward", "backward"]
@@ -91,3 +93,29 @@ def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | N
             node = nodes[step.name]
             found.append((str(node.target), origin_of(node)))
     return found
+
+
+def write_kernels(
+    run_dir: RunDir, compiled: CompiledGraph, file: str, sources: Sequence[str]
+) -> None:
+    """Write the kernels that a graph calls into a run directory.
+
+    Args:
+        file: the name of a kernel's source there.
+        sources: of the functions of the program, by their numbers.
+    """
+    assert compiled.spec is not None
+    for step in compiled.spec.steps:
+        if not isinstance(step, (KernelStep, TableStep)):
+            continue
+        op = step.op
+        run_dir.kernel(
+            f"{compiled.name}.{op.nest.name}",
+            {file: sources[step.function], "nest.txt": print_kernel(op.nest)},
+            {
+                "graph": compiled.name,
+                "ops": list(op.origin.ops),
+                "origins": list(op.origin.lines),
+                "function": f"k{step.function}",
+            },
+        )

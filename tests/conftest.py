@@ -12,6 +12,11 @@ import pytest
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers share the cores: threads of one that wait must not keep those of another from working.
+# OpenMP reads this when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 GOLDEN_MARK = "---- becomes\n"
 
 
@@ -45,3 +50,5 @@ def _no_deepcompile_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         foreign = variable.startswith(("DEEPCOMPILE_TEST_", "DEEPCOMPILE_BENCH_"))
         if variable.startswith("DEEPCOMPILE_") and not foreign:
             monkeypatch.delenv(variable)
+    # Whoever runs the tests may have measured rates, and plans are compared with numbers.
+    monkeypatch.setenv("DEEPCOMPILE_RATES", "table")

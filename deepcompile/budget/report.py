@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..codegen.timeline import Timeline
+from ..cost.rates import Rates
 from ..options import format_size
 from ..passes.checkpoints.decisions import Decision
 from .buckets import Bucket
@@ -23,6 +24,7 @@ class BudgetReport:
     Attributes:
         budget: bytes that were given.
         pinned: what is there through the whole step.
+        rates: of the device, by which the plan was made.
         step: the simulation of the programs that will run.
         unplanned: the peak without a budget.
         peak: the peak that is predicted now.
@@ -41,6 +43,7 @@ class BudgetReport:
 
     budget: int
     pinned: Pinned
+    rates: Rates
     step: StepTimeline | None = None
     unplanned: int = 0
     peak: int = 0
@@ -91,6 +94,8 @@ class BudgetReport:
             "replanned": self.replanned,
             "exceeds": self.exceeds,
             "sizes": dict(self.bucket.sizes),
+            "rates": self.rates.source,
+            "rates_hash": self.rates.fingerprint,
             "recompute_seconds": combination.seconds if combination else 0.0,
             "exposed_seconds": sum(row.exposed for row in self.decisions),
             "bound_seconds": combination.bound if combination else 0.0,

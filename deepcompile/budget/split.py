@@ -145,7 +145,7 @@ class BudgetedSplit:
     ) -> Halves:
         share = self.share
         pinned = pinned_bytes(facts, static, self.optimizer_bytes, share.others, share.first)
-        report = BudgetReport(self.budget, pinned, bucket=bucket)
+        report = BudgetReport(self.budget, pinned, self.rates, bucket=bucket)
         report.assumed_optimizer = self.optimizer_bytes is None
         report.replanned = share.way is not None
         report.graph = fingerprint(facts)

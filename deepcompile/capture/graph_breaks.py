@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
+
+from torch.fx import GraphModule
 
 
 def in_short(graph_break: str) -> str:
@@ -12,3 +15,16 @@ def in_short(graph_break: str) -> str:
         line.strip().removeprefix("Explanation: ") for line in rest if "Explanation" in line
     )
     return ": ".join([title, *itertools.islice(explained, 1)])
+
+
+def end_of(gm: GraphModule) -> dict[str, Any] | None:
+    """Why Dynamo's graph ends before the user's function does, as fields of an event, or None."""
+    why = getattr(gm, "compile_subgraph_reason", None)
+    if why is None or not why.graph_break:
+        return None
+    frame = why.user_stack[-1] if why.user_stack else None
+    return {
+        "reason": in_short(why.reason),
+        "origin": f"{frame.filename}:{frame.lineno}" if frame else None,
+        "detail": why.reason,
+    }

@@ -15,10 +15,13 @@ from pathlib import Path
 import click
 
 import deepcompile
-from deepcompile.cache_dir import cache_dir, make_cache_dir
+from deepcompile.cache_dir import cache_dir, make_cache_dir, rates_file
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.errors import CompilerMissing
+from deepcompile.cost.calibration import Measured, load_measured, save_measured
+from deepcompile.cost.rates import Rates
+from deepcompile.errors import CalibrationError, CompilerMissing
+from deepcompile.options import Options
 from deepcompile.runtime.build import find_compiler
 
 LINKS = ("passes", "codegen", "runtime")
@@ -38,10 +41,16 @@ class Finding:
 @click.option(
     "--compile", "compiles", is_flag=True, help="Also compile a tiny function (loads torch)."
 )
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="First measure, in seconds, how fast this machine is, for memory_budget (loads torch).",
+)
 @json_option
-def doctor(compiles: bool, as_json: bool) -> Exit:
+def doctor(compiles: bool, calibrate: bool, as_json: bool) -> Exit:
     """Check this installation; exit status 1 when something is wrong."""
-    checks = [*_CHECKS, _tiny_compile] if compiles else _CHECKS
+    checks = [_calibrate] if calibrate else []
+    checks += [*_CHECKS, _tiny_compile] if compiles else _CHECKS
     findings = [finding for check in checks for finding in check()]
     healthy = all(finding.ok is not False for finding in findings)
     if as_json:
@@ -111,6 +120,22 @@ def _cache() -> list[Finding]:
     return [Finding("cache", True, f"{folder} is writable")]
 
 
+def _rates() -> list[Finding]:
+    """Which rates of the device plans are made by."""
+    options = Options.resolve()
+    if options.rates == "table":
+        return [Finding("rates", None, "of the table: the option rates says so")]
+    file = rates_file(options)
+    try:
+        known = load_measured(file)
+    except CalibrationError as error:
+        return [Finding("rates", False, f"{error}; plans use the table")]
+    if not known:
+        return [Finding("rates", None, "of the table; --calibrate measures this machine's")]
+    machines = "; ".join(f"{entry.machine} ({entry.date})" for entry in known)
+    return [Finding("rates", None, f"{file} has those of {machines}")]
+
+
 def _links() -> list[Finding]:
     package = Path(__file__).parents[1]
     checkout = package.parent
@@ -145,4 +170,44 @@ def _tiny_compile_on(device: str) -> list[Finding]:
     return [Finding(name, error < 1e-5, f"max error {error:.1e}")]
 
 
-_CHECKS: list[Callable[[], list[Finding]]] = [_versions, _compiler, _entry_point, _cache, _links]
+def _calibrate() -> list[Finding]:
+    """Measure every kind of device that is here, for plans to come."""
+    import torch
+
+    from deepcompile.runtime.measured_rates import measure_rates, table_of
+
+    names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = [torch.device(name) for name in names]
+    found = [measure_rates(device) for device in devices]
+    save_measured(rates_file(), found)
+    return [
+        Finding(f"measured on {device}", True, _in_words(measured, table_of(device)))
+        for device, measured in zip(devices, found, strict=True)
+    ]
+
+
+def _in_words(measured: Measured, table: Rates) -> str:
+    """What was measured, each with what the table says."""
+    rows = [
+        (dtype, rate / 1e9, table.flops[dtype] / 1e9, "GFLOP/s")
+        for dtype, rate in measured.flops.items()
+    ]
+    rows.append(("memory", measured.bandwidth / 1e9, table.bandwidth / 1e9, "GB/s"))
+    rows += [
+        (way.replace("_", " "), rate / 1e9, table.link / 1e9, "GB/s")
+        for way, rate in measured.link.items()
+    ]
+    rows.append(("a call", measured.launch * 1e6, table.launch * 1e6, "us"))
+    return ", ".join(
+        f"{what} {is_:.3g} {unit} (table {said:.3g})" for what, is_, said, unit in rows
+    )
+
+
+_CHECKS: list[Callable[[], list[Finding]]] = [
+    _versions,
+    _compiler,
+    _entry_point,
+    _cache,
+    _rates,
+    _links,
+]

@@ -14,7 +14,14 @@ import click
 from deepcompile import __version__
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json
-from deepcompile.errors import CacheError, CompileError, CompilerMissing, DeepCompileError, nearest
+from deepcompile.errors import (
+    CacheError,
+    CalibrationError,
+    CompileError,
+    CompilerMissing,
+    DeepCompileError,
+    nearest,
+)
 
 _COMMANDS = {
     "passes": ("deepcompile.cli.passes:passes", "List and describe passes and the pipeline."),
@@ -26,7 +33,7 @@ _COMMANDS = {
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
     "version": ("deepcompile.cli.main:version", "Print the version."),
 }
-_NO_STATUS = (CacheError, CompilerMissing)
+_NO_STATUS = (CacheError, CalibrationError, CompilerMissing)
 
 
 class LazyGroup(click.Group):

@@ -59,6 +59,9 @@ def diff(before: str, after: str, as_json: bool) -> Exit:
     for graph in both:
         peaks = [format_size(plan[graph].facts["peak"]) for plan in (old, new)]
         click.echo(f"graph {graph}: predicted peak {peaks[0]} -> {peaks[1]}")
+        rates = [_rates(plan[graph].facts) for plan in (old, new)]
+        if rates[0] != rates[1]:
+            click.echo(f"  planned by other rates of the device: {rates[0]} -> {rates[1]}")
         lines = [
             (
                 row.tensor,
@@ -72,6 +75,11 @@ def diff(before: str, after: str, as_json: bool) -> Exit:
         if lines:
             click.echo(table(("TENSOR", "SIZE", "BEFORE", "AFTER", "FROM"), lines))
     return Exit.NO if any(found.values()) else Exit.OK
+
+
+def _rates(facts: Mapping[str, Any]) -> str:
+    """Where the rates of a plan are from, and their hash; older files do not say."""
+    return f"{facts.get('rates', 'table')} ({facts.get('rates_hash', 'no hash')})"
 
 
 def _document(plan: PlanRecord) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _print(plan: PlanRecord, limit: int) -> None:
     shown = "none" if bound is None else f"{bound * 1e3:.2f} ms"
     click.echo(
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
-        f"model (bound: {shown})"
+        f"model (rates: {_rates(facts)}; bound: {shown})"
     )
     if any(row["decision"] == "offload" for row in plan.tensors):
         click.echo(

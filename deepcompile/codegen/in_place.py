@@ -10,7 +10,7 @@ again, by a second backward or by the user.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,13 @@ from torch.fx import Graph, Node
 
 from ..errors import DeepCompileError
 from ..ir.batch_op import BatchOp
-from ..ir.index import Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest import Buffer, Kernel, Load, Store
 from ..ir.verify import verify_kernel
+from ..passes.lowering.shapes import args_of
+from .layouts import same_extent
+from .lifetimes import is_large
 from .steps import Layout
-
-ONE = Index.of(1)
 
 
 class Storages:
@@ -84,16 +84,52 @@ def _is_ours(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target.namespace == "aten"
 
 
-def same_extent(left: Layout, right: Layout) -> bool:
-    """Whether two tensors have one dtype and reach equally far from their first element."""
-    return left.dtype == right.dtype and _extent(left) == _extent(right)
+def over_operands(
+    node: Node,
+    op: KernelOp,
+    results: Sequence[Layout],
+    starts: Mapping[Node, Layout],
+    storages: Storages,
+    hints: Mapping[str, int],
+) -> tuple[KernelOp, dict[str, str]]:
+    """The kernel of a node writing large results over operands that die with it.
 
+    Args:
+        results: the layouts of what the node makes.
+        starts: the operands that begin where their slot does, with the layout of that slot.
+        hints: sizes by example, for what is large.
 
-def _extent(layout: Layout) -> Index:
-    found = ONE
-    for size, stride in zip(layout.shape, layout.strides, strict=True):
-        found = found + (size - ONE) * stride
-    return found
+    Returns:
+        The kernel, and the names of results by the names of the operands that they write over.
+    """
+    taken: dict[str, str] = {}
+    buffers = op.nest.buffers
+    operands = zip((b for b in buffers if b.role != "out"), args_of(node), strict=False)
+    free = [
+        (buffer, source)
+        for buffer, source in operands
+        if buffer.role == "in" and storages.ends_at(source, node)
+    ]
+    users = {args_of(user)[1]: user for user in node.users}
+    made = [buffer for buffer in buffers if buffer.role == "out"]
+    for number, (out, layout) in enumerate(zip(made, results, strict=True)):
+        if not is_large(layout, hints):
+            continue
+        returned = number in users and storages.is_returned(users[number])
+        for pair in free:
+            operand, source = pair
+            known = starts.get(source)
+            if known is None:
+                continue
+            # What is handed out must be a storage's one tensor, and no view of it.
+            fits = layout == known or (not returned and same_extent(layout, known))
+            merged = written_over(op, out, operand) if fits else None
+            if merged is not None:
+                op = merged
+                taken[operand.name] = out.name
+                free.remove(pair)
+                break
+    return op, taken
 
 
 def written_over(op: KernelOp, out: Buffer, operand: Buffer) -> KernelOp | None:

@@ -21,11 +21,14 @@ from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
 from ..passes.lowering.refusals import CannotLower
-from ..passes.lowering.shapes import args_of, argument, size_index
+from ..passes.lowering.shapes import args_of, size_index
+from .aliases import is_alias, reinterprets, shared_source, shares
+from .aten_calls import OUT_VARIANTS, counts_from_storage, has_out_variant, rebased
 from .batch import Batch, CannotTabulate
 from .gemm import Product, gemm_steps
-from .in_place import Storages, same_extent, written_over
-from .lifetimes import add_lifetime_steps, is_large, settle_lifetimes
+from .in_place import Storages, over_operands
+from .layouts import is_symbolic, make_layout
+from .lifetimes import add_lifetime_steps, settle_lifetimes
 from .size_hints import size_hints
 from .steps import (
     ExternStep,
@@ -43,32 +46,6 @@ aten = torch.ops.aten
 
 class CannotCompile(Exception):
     """The graph has something that programs cannot hold; it runs in eager, with this reason."""
-
-
-_OUT_VARIANTS: dict[Any, Any] = {
-    aten.mm.default: aten.mm.out,
-    aten.addmm.default: aten.addmm.out,
-    aten.bmm.default: aten.bmm.out,
-    aten.baddbmm.default: aten.baddbmm.out,
-}
-
-
-def _rebased_scatter(
-    base: torch.Tensor, src: torch.Tensor, size: Any, stride: Any, offset: int
-) -> torch.Tensor:
-    return aten.as_strided_scatter.default(base, src, size, stride, base.storage_offset() + offset)
-
-
-def _rebased_copy(base: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.Tensor:
-    return aten.as_strided_copy.default(base, size, stride, base.storage_offset() + offset)
-
-
-# Ops that count an offset from the start of the storage, where our tensors lie elsewhere in it
-# than when the graph was traced; with the position of that argument.
-_OFFSETS: dict[Any, tuple[int, Callable[..., Any]]] = {
-    aten.as_strided_scatter.default: (4, _rebased_scatter),
-    aten.as_strided_copy.default: (3, _rebased_copy),
-}
 
 
 def make_program(
@@ -106,7 +83,7 @@ class _Maker:
 
     def make(self) -> ProgramSpec:
         if self.hints is not None:
-            self.storages = Storages(self.graph.graph, self._shared)
+            self.storages = Storages(self.graph.graph, shared_source)
         for node in self.graph.graph.nodes:
             try:
                 self._node(node)
@@ -138,11 +115,11 @@ class _Maker:
         if value.layout is not torch.strided:
             raise CannotCompile(f"layout {value.layout}")
         key = value.shape, value.stride(), value.dtype
-        if _is_symbolic(value):
-            return _make_layout(*key)
+        if is_symbolic(value):
+            return make_layout(*key)
         known = self.layouts.get(key)
         if known is None:
-            known = self.layouts[key] = _make_layout(*key)
+            known = self.layouts[key] = make_layout(*key)
         return known
 
     def _placeholder(self, node: Node) -> None:
@@ -153,7 +130,7 @@ class _Maker:
             ref = TensorRef(slot.number, slot.layout, ZERO, True)
             self.values[node] = ref
             self.spec.inputs.append(ref)
-            if not _is_symbolic(value):
+            if not is_symbolic(value):
                 return
             for dim, size in enumerate(value.shape):
                 if type(size) is not int:
@@ -226,36 +203,10 @@ class _Maker:
             self.values[node] = whole
         elif isinstance(value, (float, bool, torch.SymFloat, torch.SymBool)):
             raise CannotCompile(f"{node.target} computes a symbolic number")
-        elif self._is_alias(node):
+        elif is_alias(node):
             self._alias(node)
         else:
             self._extern(node)
-
-    def _is_alias(self, node: Node) -> bool:
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload):
-            return False
-        if target is aten._unsafe_view.default:
-            return True
-        if target is aten.reshape.default:
-            return _shares(node.meta["val"], args_of(node)[0].meta["val"])
-        # Operators of our own that hand on what they get do something: they wait for it.
-        return target.is_view and target.namespace != "deepcompile"
-
-    def _shared(self, node: Node) -> Node | None:
-        """The node whose memory the result of another one is."""
-        if node.op != "call_function" or isinstance(node.target, (KernelOp, BatchOp)):
-            return None
-        if node.target is aten.copy_.default or self._is_alias(node):
-            return args_of(node)[0]
-        source = args_of(node)[0] if node.target is operator.getitem else node
-        if source is not node and self._is_alias(source):
-            return source
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            return None
-        tensors = (n for n in source.all_input_nodes if isinstance(n.meta["val"], torch.Tensor))
-        return next((n for n in tensors if _shares(value, n.meta["val"])), None)
 
     def _alias(self, node: Node) -> None:
         source = self.values[args_of(node)[0]]
@@ -274,7 +225,7 @@ class _Maker:
             return TensorRef(source.slot, layout, at, whole)
 
         value = node.meta["val"]
-        if isinstance(value, torch.Tensor) and _reinterprets(value, base):
+        if isinstance(value, torch.Tensor) and reinterprets(value, base):
             self._extern(node)
             return
         self.values[node] = (
@@ -317,35 +268,16 @@ class _Maker:
 
     def _in_place(self, node: Node, op: KernelOp) -> tuple[KernelOp, dict[str, str]]:
         """The kernel writing over operands that die with it; the results by the operands' names."""
-        taken: dict[str, str] = {}
         if self.storages is None or self.hints is None:
-            return op, taken
-        buffers = op.nest.buffers
-        operands = zip((b for b in buffers if b.role != "out"), args_of(node), strict=False)
-        free = [
-            (buffer, self.values[source])
-            for buffer, source in operands
-            if buffer.role == "in" and self.storages.ends_at(source, node)
-        ]
-        results = [buffer for buffer in buffers if buffer.role == "out"]
-        users = {args_of(user)[1]: user for user in node.users}
-        for number, (out, value) in enumerate(zip(results, node.meta["val"], strict=True)):
-            layout = self._layout(value)
-            if not is_large(layout, self.hints):
-                continue
-            returned = number in users and self.storages.is_returned(users[number])
-            for pair in free:
-                operand, ref = pair
-                known = self.spec.slots[ref.slot].layout
-                # What is handed out must be a storage's one tensor, and no view of it.
-                fits = layout == known or (not returned and same_extent(layout, known))
-                merged = written_over(op, out, operand) if fits and ref.offset == ZERO else None
-                if merged is not None:
-                    op = merged
-                    taken[operand.name] = out.name
-                    free.remove(pair)
-                    break
-        return op, taken
+            return op, {}
+        refs = {source: self.values[source] for source in args_of(node)}
+        starts = {
+            source: self.spec.slots[ref.slot].layout
+            for source, ref in refs.items()
+            if isinstance(ref, TensorRef) and ref.offset == ZERO
+        }
+        results = [self._layout(value) for value in node.meta["val"]]
+        return over_operands(node, op, results, starts, self.storages, self.hints)
 
     def _function(self, op: KernelOp, kind: str) -> int:
         """The number of the function for a kernel; equal kernels called in one way share one."""
@@ -398,8 +330,8 @@ class _Maker:
             raise CannotCompile(f"{target} writes into its input")
         value = node.meta.get("val")
         args, kwargs = map_arg((args_of(node), node.kwargs), self._reference)
-        if target in _OFFSETS:
-            target, args, kwargs = self._rebased(node, args, kwargs)
+        if counts_from_storage(target):
+            target, args, kwargs = rebased(node, args)
         out: int | None = None
         results: list[int | None] = []
         single = isinstance(value, torch.Tensor)
@@ -419,8 +351,8 @@ class _Maker:
                 results.append(None)
                 refs.append(SizeRef(size_index(item)) if isinstance(item, int) else None)
                 continue
-            shared = next((n for n in sources if _shares(item, n.meta["val"])), None)
-            use_out = single and target in _OUT_VARIANTS and _plain(item)
+            shared = next((n for n in sources if shares(item, n.meta["val"])), None)
+            use_out = single and has_out_variant(target, item)
             slot = self._slot(self._layout(item), "arena" if use_out else "extern")
             if shared is not None:
                 slot.view_of = self.values[shared].slot
@@ -430,21 +362,11 @@ class _Maker:
                 out = slot.number
             results.append(slot.number)
         if out is not None:
-            target = _OUT_VARIANTS[target]
+            target = OUT_VARIANTS[target]
         self.spec.steps.append(
             ExternStep(node.name, target, args, kwargs, out, tuple(results), single, layouts)
         )
         self.values[node] = refs[0] if single else tuple(refs)
-
-    def _rebased(self, node: Node, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """The same call with its storage offset counted from the first element of its tensor."""
-        position, target = _OFFSETS[node.target]
-        base = args_of(node)[0].meta["val"]
-        given = argument(node, position, "storage_offset")
-        given = base.storage_offset() if given is None else given
-        given = given.meta["val"] if isinstance(given, Node) else given
-        offset = SizeRef(size_index(given) - size_index(base.storage_offset()))
-        return target, (*args[:position], offset), {}
 
     def _reference(self, node: Node) -> Any:
         return self.values[node]
@@ -453,15 +375,6 @@ class _Maker:
 def _results(op: KernelOp) -> list[str]:
     """The names of the buffers that a kernel makes."""
     return [buffer.name for buffer in op.nest.buffers if buffer.role == "out"]
-
-
-def _is_symbolic(value: torch.Tensor) -> bool:
-    """Whether a size or stride of the tensor is known only when the graph runs."""
-    return bool(value._has_symbolic_sizes_strides)  # type: ignore[attr-defined]
-
-
-def _make_layout(shape: Any, strides: Any, dtype: torch.dtype) -> Layout:
-    return Layout(tuple(map(size_index, shape)), tuple(map(size_index, strides)), dtype)
 
 
 def _size_of_input(number: int, dim: int) -> Callable[[list[Any]], int]:
@@ -482,25 +395,3 @@ def _hint(size: int | torch.SymInt) -> int:
         return size
     hint = size.node.hint
     return 64 if hint is None else int(hint)
-
-
-def _reinterprets(value: torch.Tensor, base: torch.Tensor) -> bool:
-    """Whether a view reads the same bytes as other numbers."""
-    return (value.dtype, value.is_conj(), value.is_neg()) != (
-        base.dtype,
-        base.is_conj(),
-        base.is_neg(),
-    )
-
-
-def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.untyped_storage()._cdata == right.untyped_storage()._cdata
-
-
-def _plain(value: torch.Tensor) -> bool:
-    return value.layout is torch.strided and value.dtype in (
-        torch.float32,
-        torch.float64,
-        torch.bfloat16,
-        torch.float16,
-    )

@@ -9,7 +9,8 @@ machine instead of this table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+
+from .processor import processor_vendor
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,6 @@ class GemmChoice:
     def prefers_onednn(self, rows: int, columns: int, depth: int) -> bool:
         """Whether a `rows x depth` by `depth x columns` product should go to oneDNN."""
         return self.onednn and rows >= 8 and rows * columns * depth >= self.smallest
-
-
-@lru_cache(maxsize=1)
-def processor_vendor() -> str:
-    """The vendor that the first processor names, or "" when the system does not say."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf8") as info:
-            for line in info:
-                if line.startswith("vendor_id"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return ""
 
 
 def default_gemm_choice(*, by_layout: bool = False) -> GemmChoice:

@@ -1,10 +1,12 @@
 """How fast a device computes and moves bytes, for estimates of what an operator costs.
 
-Tables only: nothing here is measured, so that every rank and every run decides alike.
+Tables only: nothing here is measured, so that every rank and every run decides alike. See
+`cost.calibration` for rates that a user had measured.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +24,7 @@ class Rates:
         flops: operations a second that a matrix product reaches, by dtype; "f32" always.
         link: bytes a second between the device's memory and the host's.
         overlaps: whether copies over the link run beside kernels.
+        source: "table", or "calibrated" with the day on which they were measured.
     """
 
     name: str
@@ -30,6 +33,14 @@ class Rates:
     flops: Mapping[str, float] = field(default_factory=dict)
     link: float = 0.0
     overlaps: bool = False
+    source: str = "table"
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal numbers: what processes that must plan alike can compare."""
+        flops = sorted(self.flops.items())
+        numbers = (self.bandwidth, self.launch, flops, self.link, self.overlaps)
+        return hashlib.sha256(repr(numbers).encode()).hexdigest()[:12]
 
     def seconds(self, moved: float, operations: float = 0.0, dtype: str = "f32") -> float:
         """By the roofline: what the bytes or the operations take, whichever is longer."""

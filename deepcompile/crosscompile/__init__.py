@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from deepcompile.backend import _Compiler
 from deepcompile.capture.aot import interpret
-from deepcompile.codegen.program import make_program, size_hints
+from deepcompile.codegen.program import make_program
+from deepcompile.codegen.size_hints import size_hints
 from deepcompile.codegen.triton_program import emit_triton_program
 from deepcompile.codegen.triton_schedule import Gpu
 from deepcompile.cost.gemm import GemmChoice

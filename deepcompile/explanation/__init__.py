@@ -133,6 +133,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         bound_seconds=facts["bound_seconds"],
         unsolved=tuple(report.unsolved),
         plan_seconds=report.plan_seconds,
+        rates=report.rates.source,
         tensors=tuple(
             TensorFacts(
                 row.tensor,

@@ -114,6 +114,7 @@ class BudgetFacts:
         unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
             said; each reason once.
         plan_seconds: of planning, compiling for trial left out.
+        rates: where the model's rates of the device are from: "table", or "calibrated" and a day.
         tensors: none where the budget needed no plan.
     """
 
@@ -128,6 +129,7 @@ class BudgetFacts:
     bound_seconds: float | None
     unsolved: tuple[str, ...]
     plan_seconds: float
+    rates: str
     tensors: tuple[TensorFacts, ...]
 
 
@@ -339,7 +341,7 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
     bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
     rows.append(
         f"computing again takes {facts.recompute_seconds * 1e3:.2f} ms a step by the cost model "
-        f"(bound: {bound}); planned in {facts.plan_seconds:.2f} s"
+        f"(rates: {facts.rates}; bound: {bound}); planned in {facts.plan_seconds:.2f} s"
     )
     if any(tensor.decision == "offload" for tensor in facts.tensors):
         rows.append(

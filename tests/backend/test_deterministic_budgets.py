@@ -97,7 +97,7 @@ class Gated(nn.Module):
 
 
 def test_norms_attention_and_dropout() -> None:
-    check_same_bits(normed(), torch.randn(2, 100, 72), shares=(0.15,))
+    check_same_bits(normed(2), torch.randn(2, 100, 72), shares=(0.15,))
 
 
 def test_bf16_rounds_as_if_everything_were_stored() -> None:

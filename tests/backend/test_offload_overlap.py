@@ -56,7 +56,7 @@ class Late(SameMemory):
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that copies beside its work, a layer's tensors in about the time of a layer."""
     found = replace(rates_of_cpu(1), overlaps=True, link=2e9)
-    monkeypatch.setattr(setup, "rates_of", lambda *device: found)
+    monkeypatch.setattr(setup, "table_of", lambda device: found)
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ from deepcompile.cache_dir import cache_dir, make_cache_dir
 from deepcompile.cli import doctor as doctor_module
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.main import run
+from deepcompile.cost.calibration import Machine, Measured
 from deepcompile.options import Options
 from deepcompile.pipeline import registry, spec
 from deepcompile.pipeline.rundir import RunDir
+from deepcompile.runtime import measured_rates
 from deepcompile.runtime.build import find_compiler
 
 
@@ -196,6 +198,48 @@ def test_unwritable_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (finding,) = doctor_module._cache()
     assert finding.ok is False
     assert "not writable" in finding.detail
+
+
+class TestCalibration:
+    """`doctor --calibrate` with numbers that are given, and what `doctor` says of the file."""
+
+    @pytest.fixture(autouse=True)
+    def _measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DEEPCOMPILE_RATES")
+        flops = {"f32": 2e11, "bf16": 4e11}
+        found = Measured(Machine("Some CPU", 2, "2.13.0"), "2026-01-31", 3e10, 1e-6, flops, {})
+        monkeypatch.setattr(measured_rates, "measure_rates", lambda device: found)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def rates(self) -> doctor_module.Finding:
+        (finding,) = doctor_module._rates()
+        return finding
+
+    def test_measures_and_keeps(self, capsys: pytest.CaptureFixture[str], own_cache: Path) -> None:
+        assert "of the table" in self.rates().detail
+        assert run(["doctor", "--calibrate"]) == Exit.OK
+        printed = capsys.readouterr().out
+        for part in ("measured on cpu", "f32 200 GFLOP/s (table", "a call 1 us (table 2)"):
+            assert part in printed
+        assert "Some CPU, 2 threads, torch 2.13.0 (2026-01-31)" in self.rates().detail
+        assert run(["cache", "clear"]) == Exit.OK
+        assert (own_cache.parent / "rates.json").is_file()
+
+    def test_says_when_what_was_measured_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert run(["doctor", "--calibrate"]) == Exit.OK
+        monkeypatch.setenv("DEEPCOMPILE_RATES", "table")
+        assert "the option rates says so" in self.rates().detail
+
+    def test_a_broken_file_is_wrong_and_stays(
+        self, capsys: pytest.CaptureFixture[str], own_cache: Path
+    ) -> None:
+        own_cache.mkdir(parents=True)
+        file = own_cache.parent / "rates.json"
+        file.write_text("{")
+        assert self.rates().ok is False
+        assert run(["doctor", "--calibrate"]) == Exit.NO
+        assert "delete it, and measure again" in capsys.readouterr().err
+        assert file.read_text() == "{"
 
 
 def test_a_bug_is_told_from_bad_usage(

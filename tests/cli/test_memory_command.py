@@ -61,8 +61,13 @@ def test_a_plan_is_shown_and_compared(
     assert plan["facts"]["budget"] == budgets[0]
     assert max(plan["timeline"]["backward"]["live"]) <= budgets[0]
     assert run(["memory", "diff", str(tmp_path / "runs0"), str(tmp_path / "runs1")]) is Exit.NO
-    assert "keep" in capsys.readouterr().out
+    assert "keep" in (found := capsys.readouterr().out)
+    assert "other rates" not in found
     assert run(["memory", "diff", str(tmp_path / "runs0"), str(tmp_path / "runs0")]) is Exit.OK
+    (file,) = tmp_path.glob("runs1/**/memory/*.json")
+    file.write_text(file.read_text().replace('"rates_hash": "', '"rates_hash": "other-'))
+    run(["memory", "diff", str(tmp_path / "runs0"), str(tmp_path / "runs1")])
+    assert "planned by other rates of the device: table (" in capsys.readouterr().out
 
 
 def test_what_has_no_plan_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

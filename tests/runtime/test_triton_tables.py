@@ -160,7 +160,7 @@ def test_code_and_launches_do_not_depend_on_the_number_of_parameters() -> None:
 def test_a_table_that_cannot_be_written_runs_as_aten_for_each_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def cannot(*_: object) -> None:
+    def cannot(*_: object, **__: object) -> None:
         raise CannotEmit("no spelling of digamma")
 
     monkeypatch.setattr(triton_program, "emit_triton_table", cannot)
