@@ -135,8 +135,8 @@ def training_step(
     step = TrainingStep(joint, inputs, kwargs, split, facts, seconds)
     make_program = split.make_program
 
-    def keeping(graph: GraphModule, kind: Any, follow_lifetimes: bool) -> ProgramSpec:
-        step.programs.append(make_program(graph, kind, follow_lifetimes))
+    def keeping(*args: Any) -> ProgramSpec:
+        step.programs.append(make_program(*args))
         return step.programs[-1]
 
     split.make_program = keeping

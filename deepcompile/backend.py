@@ -108,6 +108,8 @@ class _Compiler:
 
     follow_lifetimes = False
     """Whether programs take and let go of memory as they run; see `make_program`."""
+    expected_sizes: Mapping[str, int] | None = None
+    """Sizes that memory was planned for, by symbol."""
     planned: tuple[BudgetReport, Menu] | None = None
 
     def __init__(
@@ -175,7 +177,13 @@ class _Compiler:
             self.options, self.device, self._trial_program, decided, self.ledger, self.share
         )
 
-    def _trial_program(self, gm: GraphModule, kind: Kind, follow_lifetimes: bool) -> ProgramSpec:
+    def _trial_program(
+        self,
+        gm: GraphModule,
+        kind: Kind,
+        follow_lifetimes: bool,
+        expected: Mapping[str, int] | None = None,
+    ) -> ProgramSpec:
         """What would become of a graph, which stays as it is; the run directory has no trace of it.
 
         What passes make of the last graph of a kind is kept: it is asked for once with memory that
@@ -188,10 +196,16 @@ class _Compiler:
             self._last_trial[kind] = gm, graph
         triton = uses_triton(self.device, self.options.codegen)
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
-        return make_program(graph, gemm, follow_lifetimes=follow_lifetimes)
+        return make_program(graph, gemm, follow_lifetimes=follow_lifetimes, expected=expected)
+
+    def _program(self, graph: GraphModule, gemm: GemmChoice) -> ProgramSpec:
+        return make_program(
+            graph, gemm, follow_lifetimes=self.follow_lifetimes, expected=self.expected_sizes
+        )
 
     def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
         self.follow_lifetimes = report.follow_lifetimes
+        self.expected_sizes = report.bucket.sizes
         self._last_trial.clear()
         self.planned = report, menu
         if report.exceeds:
@@ -307,9 +321,7 @@ class _Compiler:
         if uses_triton(self.device, self.options.codegen):
             return self._generate_triton(graph, compiled)
         start = time.perf_counter()
-        compiled.spec = make_program(
-            graph, self._gemm_choice(), follow_lifetimes=self.follow_lifetimes
-        )
+        compiled.spec = self._program(graph, self._gemm_choice())
         compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
@@ -328,9 +340,7 @@ class _Compiler:
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         start = time.perf_counter()
         check_devices(graph, self.device)
-        compiled.spec = make_program(
-            graph, GemmChoice(onednn=False), follow_lifetimes=self.follow_lifetimes
-        )
+        compiled.spec = self._program(graph, GemmChoice(onednn=False))
         hints, contracts = size_hints(graph), not self.options.deterministic
         code = emit_triton_program(compiled.spec, hints, gpu_of(self.device), contracts=contracts)
         compiled.externs = externs_of(graph, compiled.spec)

@@ -255,7 +255,8 @@ class StepPlanner:
     def planned(self, number: int) -> Planned:
         """The plan for one size of the ladder, or below 0 one of the other lowest plans."""
         if number < 0:
-            return next(planned for planned in self.lowest_plans if planned.number == number)
+            same = (planned for planned in self.lowest_plans if planned.number == number)
+            return next(same, self.lowest_plans[0])
         found = self._planned.get(number)
         if found is None:
             size = self.ladder[number]

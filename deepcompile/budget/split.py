@@ -37,8 +37,11 @@ from .report import BudgetReport
 from .shares import Member, Share, Way
 from .step import Pinned, StepTimeline, pinned_bytes
 
-MakeProgram = Callable[[GraphModule, Any, bool], ProgramSpec]
-"""From a graph, its kind, and whether memory follows lifetimes to its program; the graph stays."""
+MakeProgram = Callable[[GraphModule, Any, bool, Mapping[str, int]], ProgramSpec]
+"""From a graph, its kind, whether memory follows lifetimes, and sizes, to its program.
+
+The graph stays as it is.
+"""
 
 
 Decided = Callable[[BudgetReport, Menu], None]
@@ -300,7 +303,7 @@ class BudgetedSplit:
         sizes: Mapping[str, int],
     ) -> Half:
         with torch_private.uncalled_graph_modules():
-            spec = self.make_program(graph, kind, follow_lifetimes)
+            spec = self.make_program(graph, kind, follow_lifetimes, sizes)
         names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
         pinned = {
             number

@@ -49,7 +49,11 @@ class CannotCompile(Exception):
 
 
 def make_program(
-    graph: GraphModule, gemm: GemmChoice | None = None, *, follow_lifetimes: bool = False
+    graph: GraphModule,
+    gemm: GemmChoice | None = None,
+    *,
+    follow_lifetimes: bool = False,
+    expected: Mapping[str, int] | None = None,
 ) -> ProgramSpec:
     """The program of a fused graph.
 
@@ -57,11 +61,13 @@ def make_program(
         gemm: which library multiplies matrices.
         follow_lifetimes: memory is taken and let go of by steps of the program, when it is needed
             and no longer; otherwise before the first step and after the last.
+        expected: sizes of symbols by which tensors count as large; else those they had when the
+            graph was traced.
 
     Raises:
         CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
     """
-    hints = size_hints(graph)
+    hints = size_hints(graph) | dict(expected or {})
     spec = _Maker(graph, gemm or default_gemm_choice(), hints if follow_lifetimes else None).make()
     if follow_lifetimes:
         add_lifetime_steps(spec, hints)
