@@ -18,7 +18,7 @@ from deepcompile.budget.split import BudgetedSplit
 from deepcompile.budget.step import Pinned, StepTimeline, pinned_bytes
 from deepcompile.capture import torch_private
 from deepcompile.codegen.steps import KernelStep, ProgramSpec, Step, touched
-from deepcompile.codegen.timeline import ARENA, Timeline
+from deepcompile.codegen.timeline import ARENA, SCRATCH, Timeline
 from deepcompile.cost.rates import Rates
 from deepcompile.options import Options
 from deepcompile.passes.checkpoints.joint import Joint
@@ -146,7 +146,8 @@ def training_step(
 def largest_working_set(program: ProgramSpec, times: Timeline, *, outputs_stay: bool) -> int:
     """The most bytes that one step of a program touches, with the outputs that are made by then.
 
-    Operands that a kernel writes its results over count twice.
+    Operands that a kernel writes its results over count twice. What ATen takes inside the call is
+    part of it.
     """
     over = {slot.number: slot.view_of for slot in program.slots}
     most = 0
@@ -158,6 +159,7 @@ def largest_working_set(program: ProgramSpec, times: Timeline, *, outputs_stay: 
                 slots.add(below)
                 below = over[below]
         written_over = _written_over(step)
+        slots.add(SCRATCH)
         if any(program.slots[slot].storage == "arena" for slot in slots):
             slots.add(ARENA)
         there = (
