@@ -127,11 +127,14 @@ class StepPlanner:
 
     def _learn(self, figures: Sequence[Figures], size: int, number: int = -1) -> Planned:
         """Make a plan for a size, and take in what its programs hold."""
-        choice = self._timed(lambda: quickest(figures, size))
-        assert choice is not None
-        planned = self._plan(*choice, size, number)
+        planned = self._quickest(figures, size, number)
+        assert planned is not None
         self._see(figures, planned)
         return planned
+
+    def _quickest(self, figures: Sequence[Figures], size: int, number: int) -> Planned | None:
+        choice = self._timed(lambda: quickest(figures, size))
+        return None if choice is None else self._plan(*choice, size, number)
 
     @cached_property
     def ladder(self) -> list[int]:
@@ -207,8 +210,7 @@ class StepPlanner:
 
     def at(self, size: int) -> Planned | None:
         """The plan for a size between rungs; its programs may need a little more or less."""
-        choice = self._timed(lambda: quickest(self.figures, size))
-        return None if choice is None else self._plan(*choice, size, len(self.ladder))
+        return self._quickest(self.figures, size, len(self.ladder))
 
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room
@@ -253,16 +255,21 @@ class StepPlanner:
         known.see(planned.combination, planned.step, homes(planned.halves[1].graph.nodes))
 
     def planned(self, number: int) -> Planned:
-        """The plan for one size of the ladder, or below 0 one of the other lowest plans."""
+        """The plan for one size of the ladder, or below 0 one of the other lowest plans.
+
+        Raises:
+            LookupError: when planning a graph again has not given the lowest plans of before.
+        """
         if number < 0:
-            same = (planned for planned in self.lowest_plans if planned.number == number)
-            return next(same, self.lowest_plans[0])
+            for planned in self.lowest_plans:
+                if planned.number == number:
+                    return planned
+            raise LookupError(f"planned again, a graph has no plan {number}")
         found = self._planned.get(number)
         if found is None:
-            size = self.ladder[number]
-            choice = self._timed(lambda: quickest(self.figures, size))
-            assert choice is not None
-            found = self._planned[number] = self._plan(*choice, size, number)
+            found = self._quickest(self.figures, self.ladder[number], number)
+            assert found is not None
+            self._planned[number] = found
         return found
 
     def _timed(self, work: Callable[[], T]) -> T:

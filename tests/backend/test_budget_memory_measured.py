@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,14 +28,6 @@ MEDIUM: dict[str, TextSizes | ImageSizes] = {
     "resnet": ImageSizes((32, 64, 128), batch=8, pixels=32, classes=10),
 }
 """Models whose tensors are larger than what counts as small, and that take seconds."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def measured(

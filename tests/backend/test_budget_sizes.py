@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,14 +14,6 @@ from deepcompile.backend import recording
 from deepcompile.budget.report import BudgetReport
 from deepcompile.errors import MemoryBudgetError
 from tests.backend.budget_steps import Values, blocks, check_close, rows
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,14 +25,6 @@ MODERATE = (0.08, 0.15, 0.22, 0.3)
 """Budgets as shares of the way from the smallest one to the peak without one.
 
 From about a third of it on, lifetimes alone suffice, and programs have the same kernels."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def check_same_bits(
