@@ -1,0 +1,1 @@
+"""partition of the compiler; see the module docstrings."""
