@@ -1,0 +1,115 @@
+"""Which shards in pieces are worth considering for each tensor of a graph.
+
+Plain shards are considered everywhere. Pieces arise where dimensions are split, joined, or
+flattened, and are of use only if the operations on the way there know them too: so they spread
+along factors and views, both ways, until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch.fx import Node
+
+from deepcompile.ir.placements import Shard, divides
+from deepcompile.passes.partition.rules import rule_of
+from deepcompile.passes.partition.sites import Sites, TensorId
+from deepcompile.passes.partition.strategy import Rule, outputs_of
+
+MOST_PER_DIMENSION = 4
+"""Shards in pieces of one dimension of a tensor; the first to be found stay."""
+
+
+class Candidates:
+    """Of a graph on an axis of so many ranks.
+
+    Args:
+        sites: the graph.
+        ranks: numbers of ranks of the axes; pieces must be divisible by one of them at least.
+    """
+
+    def __init__(self, sites: Sites, ranks: Iterable[int]) -> None:
+        self._sites = sites
+        self._ranks = [count for count in ranks if count > 1]
+        self._found: dict[TensorId, dict[Shard, None]] = {}
+        self.rules: dict[Node, Rule | None] = {node: rule_of(node) for node in sites.steps()}
+        self._spread()
+
+    def of(self, tensor: TensorId) -> Mapping[Shard, None]:
+        """Shards in pieces of a tensor."""
+        return self._found.get(tensor, {})
+
+    def all_of(self, tensor: TensorId) -> list[Shard]:
+        """Plain shards and shards in pieces."""
+        value = outputs_of(tensor[0])[tensor[1]]
+        plain = (
+            [Shard(dim) for dim, extent in enumerate(value.shape) if extent != 1]
+            if (value is not None)
+            else []
+        )
+        return [*plain, *self.of(tensor)]
+
+    def _spread(self) -> None:
+        users: dict[TensorId, list[Node]] = {}
+        for node in self.rules:
+            for tensor in self._sites.inputs_of(node):
+                users.setdefault(tensor, []).append(node)
+        queue = dict.fromkeys(self.rules)
+        while queue:
+            node = next(iter(queue))
+            del queue[node]
+            for tensor in self._spread_over(node):
+                queue.update(dict.fromkeys(users.get(tensor, ())))
+                if tensor[0] in self.rules:
+                    queue[tensor[0]] = None
+
+    def _spread_over(self, node: Node) -> list[TensorId]:
+        """Tensors for which a node brought something new."""
+        rule = self.rules[node]
+        if rule is None:
+            return []
+        inputs = self._sites.inputs_of(node)
+        outputs = [(node, index) for index in range(len(outputs_of(node)))]
+        changed: list[TensorId] = []
+        for tensors, known in zip((inputs, outputs), rule.pieces, strict=True):
+            for position, shards in known.items():
+                for shard in shards:
+                    self._add(tensors[position], shard, changed)
+        for factor in rule.factors:
+            if factor.whole:
+                continue
+            members = [
+                (tensor, dim)
+                for tensors, dims in ((inputs, factor.inputs), (outputs, factor.outputs))
+                for tensor, dim in zip(tensors, dims, strict=True)
+                if dim is not None
+            ]
+            pieces = {
+                shard.pieces: None
+                for tensor, dim in members
+                for shard in self.of(tensor)
+                if shard.dim == dim
+            }
+            for tensor, dim in members:
+                for parts in pieces:
+                    self._add(tensor, Shard(dim, parts), changed)
+        if rule.relation is not None:
+            (source,), (result,) = inputs, outputs
+            for shard in self.all_of(source):
+                self._add(result, rule.relation.forward(shard), changed)
+            for shard in self.all_of(result):
+                self._add(source, rule.relation.backward(shard), changed)
+        return changed
+
+    def _add(self, tensor: TensorId, shard: Shard | None, changed: list[TensorId]) -> None:
+        if shard is None or not shard.pieces:
+            return
+        found = self._found.setdefault(tensor, {})
+        value = outputs_of(tensor[0])[tensor[1]]
+        if shard in found or value is None:
+            return
+        if sum(other.dim == shard.dim for other in found) >= MOST_PER_DIMENSION:
+            return
+        if any(divides(value.shape[shard.dim], shard, ranks) for ranks in self._ranks):
+            found[shard] = None
+            changed.append(tensor)

@@ -1,0 +1,245 @@
+"""The options of each node on a mesh: one strategy for each of its tensor axes, and its seconds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import Node
+
+from deepcompile.cost.flops import flops_of
+from deepcompile.cost.rates import Rates
+from deepcompile.ir.mesh import Mesh
+from deepcompile.ir.placements import REPLICATE, Placement, Placements, Shard, local_numel
+from deepcompile.passes.partition.candidates import Candidates
+from deepcompile.passes.partition.sites import Sites
+from deepcompile.passes.partition.strategy import (
+    Rule,
+    Strategy,
+    divisible,
+    enumerate_strategies,
+    outputs_of,
+    tensor_inputs,
+)
+
+aten = torch.ops.aten
+
+#: Operations that move nothing.
+_FREE = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.expand.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.squeeze.dims,
+        aten.squeeze.dim,
+        aten.squeeze.default,
+        aten.unsqueeze.default,
+        aten.split_with_sizes.default,
+        aten.split.Tensor,
+        aten.unbind.int,
+    }
+)
+
+FUSED = 0.4
+"""The part of its bytes that a pointwise operation moves, fused with those around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to compute a node on a mesh; a placement for every axis of it.
+
+    Attributes:
+        outputs: of each tensor that it makes.
+        inputs: of each tensor that it takes.
+        seconds: of the computation, on one rank.
+    """
+
+    outputs: tuple[Placements, ...]
+    inputs: tuple[Placements, ...]
+    seconds: float
+
+
+@dataclass
+class Options:
+    """What nodes can choose from on a mesh.
+
+    Args:
+        sites: the graph.
+        mesh: tensors are shared on its tensor axes only; those of data count as `R`.
+        rates: of the device.
+    """
+
+    sites: Sites
+    mesh: Mesh
+    rates: Rates
+    candidates: Candidates = field(init=False)
+    dropped: dict[Node, tuple[tuple[str, str], ...]] = field(init=False, default_factory=dict)
+    """By node: strategies that were dropped, and why."""
+
+    def __post_init__(self) -> None:
+        self.axes = [axis for axis in range(len(self.mesh.sizes)) if not self.mesh.is_data(axis)]
+        self.candidates = Candidates(self.sites, [self.mesh.sizes[axis] for axis in self.axes])
+        self._known: dict[object, tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]] = {}
+
+    def of(self, node: Node) -> tuple[Option, ...]:
+        """All of a node, the one that replicates first. Equal nodes share them."""
+        key = self._key(node)
+        if key not in self._known:
+            self._known[key] = self._options(node)
+        options, dropped = self._known[key]
+        if dropped:
+            self.dropped[node] = dropped
+        return options
+
+    def replicated(self, count: int) -> tuple[Placements, ...]:
+        return ((REPLICATE,) * len(self.mesh.sizes),) * count
+
+    def _key(self, node: Node) -> object:
+        inputs = tensor_inputs(node)
+        same = tuple(inputs.index(source) for source in inputs)
+        tensors = [
+            *self.sites.inputs_of(node),
+            *((node, index) for index in range(len(outputs_of(node)))),
+        ]
+        shapes = tuple(
+            (tuple(value.shape), value.dtype) if value is not None else None
+            for value in (outputs_of(maker)[index] for maker, index in tensors)
+        )
+        pieces = tuple(tuple(self.candidates.of(tensor)) for tensor in tensors)
+        plain = torch.fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: source.target in _ZEROS
+        )
+        return node.target, str(plain), same, shapes, pieces
+
+    def _options(self, node: Node) -> tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]:
+        rule = self.candidates.rules.get(node)
+        inputs = [tuple(source.meta["val"].shape) for source in tensor_inputs(node)]
+        outputs = [None if v is None else tuple(v.shape) for v in outputs_of(node)]
+        dropped: dict[str, str] = {}
+        by_axis = [
+            self._strategies(node, rule, axis, inputs, outputs, dropped) for axis in self.axes
+        ]
+        options = []
+        for chosen in itertools.product(*by_axis):
+            option = self._option(node, chosen, inputs, outputs)
+            if option is not None:
+                options.append(option)
+        return tuple(options), tuple(dropped.items())
+
+    def _strategies(
+        self,
+        node: Node,
+        rule: Rule | None,
+        axis: int,
+        inputs: Sequence[Sequence[int]],
+        outputs: Sequence[Sequence[int] | None],
+        dropped: dict[str, str],
+    ) -> list[Strategy]:
+        made = self.sites.inputs_of(node)
+        ranks = self.mesh.sizes[axis]
+
+        def shards(position: int, is_output: bool) -> list[Shard]:
+            return self.candidates.all_of((node, position) if is_output else made[position])
+
+        kept = []
+        for strategy in enumerate_strategies(node, rule, shards):
+            reason = divisible(strategy, inputs, outputs, ranks)
+            if reason is None:
+                kept.append(strategy)
+            elif not any(getattr(place, "pieces", ()) for place in strategy.inputs):
+                text = f"{self.mesh.axes[axis][0]}: {_text(strategy)}"
+                dropped.setdefault(text, reason)
+        if rule is None and self.mesh.sizes[axis] > 1:
+            dropped.setdefault(self.mesh.axes[axis][0], f"no rule for {node.target}")
+        return kept
+
+    def _option(
+        self,
+        node: Node,
+        chosen: Sequence[Strategy],
+        inputs: Sequence[Sequence[int]],
+        outputs: Sequence[Sequence[int] | None],
+    ) -> Option | None:
+        made = tuple(self._over_axes([s.outputs[i] for s in chosen]) for i in range(len(outputs)))
+        taken = tuple(self._over_axes([s.inputs[i] for s in chosen]) for i in range(len(inputs)))
+        for shapes, placed in ((inputs, taken), (outputs, made)):
+            for shape, placements in zip(shapes, placed, strict=True):
+                if shape is not None and not self.fits(shape, placements):
+                    return None
+        return Option(made, taken, self._seconds(node, chosen, taken, made))
+
+    def _over_axes(self, placements: Sequence[Placement]) -> Placements:
+        found: list[Placement] = [REPLICATE] * len(self.mesh.sizes)
+        for axis, placement in zip(self.axes, placements, strict=True):
+            found[axis] = placement
+        return tuple(found)
+
+    def fits(self, shape: Sequence[int], placements: Placements) -> bool:
+        """Whether axes that shard one dimension together divide it, and none does so in pieces."""
+        left = list(shape)
+        seen: dict[int, bool] = {}
+        for placement, ranks in zip(placements, self.mesh.sizes, strict=True):
+            if isinstance(placement, Shard):
+                if placement.dim in seen and (seen[placement.dim] or placement.pieces):
+                    return False
+                seen[placement.dim] = bool(placement.pieces)
+                if left[placement.dim] % ranks:
+                    return False
+                left[placement.dim] //= ranks
+        return True
+
+    def _seconds(
+        self,
+        node: Node,
+        chosen: Sequence[Strategy],
+        taken: Sequence[Placements],
+        made: Sequence[Placements],
+    ) -> float:
+        if node.target in _FREE:
+            return 0.0
+        sizes = self.mesh.sizes
+        moved = 0.0
+        for source, placements in dict(zip(tensor_inputs(node), taken, strict=True)).items():
+            value = source.meta["val"]
+            moved += local_numel(value.numel(), placements, sizes) * value.element_size()
+        for result, placements in zip(outputs_of(node), made, strict=True):
+            if result is not None:
+                moved += local_numel(result.numel(), placements, sizes) * result.element_size()
+        shared = math.prod(
+            sizes[axis]
+            for axis, strategy in zip(self.axes, chosen, strict=True)
+            if strategy.shares_work
+        )
+        operations = flops_of(node) / shared
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            moved *= FUSED
+        dtype = _NAMES.get(str(_dtype_of(node)), "f32")
+        return self.rates.seconds(moved, operations, dtype) - self.rates.launch if moved else 0.0
+
+
+_ZEROS = {aten.scalar_tensor.default, aten.full.default}
+_NAMES = {
+    "torch.bfloat16": "bf16",
+    "torch.float16": "f16",
+    "torch.float64": "f64",
+    "torch.float32": "f32",
+}
+
+
+def _dtype_of(node: Node) -> torch.dtype | None:
+    first = next((value for value in outputs_of(node) if value is not None), None)
+    return None if first is None else first.dtype
+
+
+def _text(strategy: Strategy) -> str:
+    return f"{', '.join(map(str, strategy.inputs))} -> {', '.join(map(str, strategy.outputs))}"
