@@ -181,7 +181,6 @@ def _joined(shares: Tensor, placement: Shard) -> Tensor:
 def _all_gather(tensor: Tensor, axis: MarkerAxis) -> Tensor:
     """What all ranks have, along a new first dimension."""
     ops = torch.ops._c10d_functional
-    # A tensor without dimensions is gathered as one number of each rank.
     rows = ops.all_gather_into_tensor(tensor.contiguous().unsqueeze(0), axis.size, axis.group)
     return ops.wait_tensor(rows)
 

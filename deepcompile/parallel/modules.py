@@ -179,6 +179,8 @@ def refuse_what_cannot_be_placed(model: nn.Module) -> None:
                 f"{where} wraps a model; give parallelize the model itself: a data axis of the "
                 "mesh averages gradients"
             )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise PartitionError(f"{where} has sparse gradients; make it with sparse=False")
         for name, parameter in module._parameters.items():
             label = f"{path}.{name}" if path else name
             if isinstance(parameter, DTensor):

@@ -257,6 +257,7 @@ class Hoarder(nn.Linear):
         (lambda: nn.Sequential(nn.LazyLinear(2)), "'0.weight' has no shape yet"),
         (lambda: torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
         (lambda: torch.compile(nn.Linear(2, 2)), "call parallelize before torch.compile"),
+        (lambda: nn.Embedding(4, 2, sparse=True), "sparse gradients"),
         (lambda: nn.DataParallel(nn.Linear(2, 2)), "wraps a model"),
         (
             lambda: deepcompile.parallelize(nn.Linear(2, 2), 1, plan={}),

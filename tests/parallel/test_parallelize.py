@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,25 @@ def test_initialised_as_the_model_itself_would():
     check_equal(model, expected)
     assert torch.equal(torch.rand(1), after)
     assert model(torch.randn(3, 4)).isfinite().all()
+
+
+def test_no_whole_parameter_outlives_its_placing():
+    """Of a model that is made, and of one on meta: the last is freed before the next is made."""
+    model = net()
+    given = [weakref.ref(parameter) for parameter in model.parameters()]
+    deepcompile.parallelize(model, 1, plan={})
+    assert not any(ref() is not None for ref in given)
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def init(name, shape, dtype):
+        assert all(ref() is None for ref in made)
+        value = torch.zeros(shape, dtype=dtype)
+        made.append(weakref.ref(value))
+        return value
+
+    meta = on_meta(lambda: nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4)))
+    deepcompile.parallelize(meta, 1, plan={}, init=init)
+    assert len(made) == 4
 
 
 class Bare(nn.Module):
