@@ -150,7 +150,7 @@ def _placements(entry: Entry, given: Mapping[str, Any], mesh: Mesh) -> Placement
     for name in entry.names:
         if name in given:
             value = given[name]
-            parsed = _parsed(name, value) if isinstance(value, str) else tuple(value)
+            parsed = _parsed(name, value)
             found[name] = shares.checked(name, entry.shape, parsed, mesh.axes)
     if len(set(found.values())) > 1:
         differing = " and ".join(f"{n!r} {placements_text(p)}" for n, p in found.items())
@@ -158,9 +158,11 @@ def _placements(entry: Entry, given: Mapping[str, Any], mesh: Mesh) -> Placement
     return next(iter(found.values()), (REPLICATE,) * len(mesh.axes))
 
 
-def _parsed(name: str, text: str) -> Placements:
+def _parsed(name: str, value: Any) -> Placements:
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, Iterable) else (value,)
     try:
-        return parse_placements(text)
+        return parse_placements(value)
     except ValueError as error:
         raise PartitionError(f"{name!r}: {error}") from None
 

@@ -201,12 +201,15 @@ class _Work:
             return values
         if values.data_ptr() == tensor.data_ptr() and dist.get_rank() != 0:
             values = values.clone()
-        dist.broadcast(values, src=0)
+        dist.broadcast(as_bytes(values), src=0)
         return values
 
     def _placed(self, tensor: Tensor, entry: Entry, whole: Tensor) -> Tensor:
         if not entry.is_parameter:
-            return whole
+            if tensor.device != self.device or not tensor.is_contiguous():
+                return whole
+            with torch.no_grad():  # the same buffer: others may hold it
+                return tensor.copy_(whole)
         spec = self._spec(entry)
         local = share(whole, spec).clone(memory_format=torch.contiguous_format)
         return self._parameter(tensor, local, spec)
@@ -218,6 +221,11 @@ class _Work:
             setattr(parameter, attribute, value)
         self.specs[id(parameter)] = spec
         return parameter
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor: what process groups send whatever its type is."""
+    return tensor.view(-1).view(torch.uint8)
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:

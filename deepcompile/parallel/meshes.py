@@ -22,7 +22,7 @@ def resolve(
     Raises:
         MeshError: where the mesh does not match the processes there are.
     """
-    data = frozenset(data_axes)
+    data = frozenset(data_axes.split(",") if isinstance(data_axes, str) else data_axes)
     if isinstance(value, DeviceMesh):
         return _of_device_mesh(value, data), value
     mesh = Mesh.of(value, data)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deepcompile.errors import PartitionError
-from deepcompile.ir.placements import REPLICATE, Partial, Placements, Shard, divides
+from deepcompile.ir.placements import (
+    REPLICATE,
+    Partial,
+    Placement,
+    Placements,
+    Replicate,
+    Shard,
+    divides,
+)
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -70,13 +78,18 @@ def checked(
             f"{names}"
         )
     left = list(shape)
-    found: list[Shard | type(REPLICATE)] = []  # type: ignore[valid-type]
+    found: list[Placement] = []
     for placement, (axis, ranks) in zip(placements, axes, strict=True):
         if isinstance(placement, Partial):
             raise PartitionError(f"{name!r} is placed {placement}, which a parameter cannot be")
-        if not isinstance(placement, Shard):
+        if isinstance(placement, Replicate):
             found.append(REPLICATE)
             continue
+        if not isinstance(placement, Shard):
+            raise PartitionError(
+                f"{name!r} is placed {placement!r}; give placements of deepcompile.ir.placements, "
+                "or their text, as in 'R S(0)'"
+            )
         dim, count = placement.dim, len(placement.pieces) or 1
         if dim >= len(left):
             raise PartitionError(

@@ -15,6 +15,7 @@ from deepcompile.capture.markers import gather, share
 from deepcompile.errors import PartitionError, unknown_name
 from deepcompile.ir.placements import Shard
 from deepcompile.parallel.dtensors import from_share, spec_of
+from deepcompile.parallel.materialise import as_bytes
 
 
 def full_state_dict(model: nn.Module, *, rank0_only: bool = False) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _load(own: Any, given: Tensor | None, several: bool) -> None:
     if given is not None:
         whole.copy_(given)
     if several:
-        dist.broadcast(whole, src=0)
+        dist.broadcast(as_bytes(whole), src=0)
     with torch.no_grad():
         if isinstance(own, DTensor):
             placed: DTensor = own

@@ -46,9 +46,10 @@ class Model(nn.Module):
         self.head = nn.Linear(16, 8, bias=False)
         self.head.weight = self.embedding.weight
         self.register_buffer("offset", torch.zeros(16))
+        self.register_buffer("is_kept", torch.tensor(True))
 
     def forward(self, tokens):
-        x = self.embedding(tokens) + self.offset
+        x = self.embedding(tokens) + self.offset * self.is_kept
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (6, 8)).transpose(1, 2).chunk(3, 1)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.down(F.gelu(self.up(x)))
@@ -105,6 +106,7 @@ def train_and_compare(rank: int, axis: str, plan: dict[str, str], **options: Any
             for parameter in model.parameters():
                 parameter.add_(1)
             model.offset.add_(1)
+            model.is_kept.fill_(False)
     twin.norm.bias.requires_grad_(False)
     model.norm.bias.requires_grad_(False)
     deepcompile.parallelize(model, {axis: RANKS}, plan=plan)

@@ -154,6 +154,23 @@ def test_casts_and_flags():
     assert all(p.grad is None for p in placed.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference(mode):
+    placed, twin, tokens = models()
+    with mode():
+        torch.testing.assert_close(placed(tokens), twin(tokens))
+
+
+def test_recomputed_activations():
+    from torch.utils.checkpoint import checkpoint
+
+    placed, twin, tokens = models()
+    twin(tokens).backward()
+    checkpoint(placed, tokens, use_reentrant=False).backward()
+    grad = placed.get_parameter("qkv.weight").grad
+    torch.testing.assert_close(whole(grad), twin.qkv.weight.grad)
+
+
 def test_a_parameter_that_is_set():
     placed, twin, tokens = models()
     placed.out.weight = nn.Parameter(torch.zeros(16, 16))

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
 
 import deepcompile
 from deepcompile.errors import MeshError, PartitionError
@@ -92,6 +93,8 @@ def test_a_mesh_of_another_number_of_ranks():
         ({"0.weight": "R"}, r"needs one for each axis of the mesh: dp, tp"),
         ({"0.weight": "R Q"}, "'Q' is no placement"),
         ({"0.weight": "R S(2)"}, "no dimension 2"),
+        ({"0.weight": (Replicate(), Shard(0))}, r"give placements of deepcompile\.ir"),
+        ({"0.weight": 0}, "needs one for each axis"),
         (3, "a mapping of parameter names"),
     ],
 )
@@ -136,7 +139,9 @@ def test_what_is_kept_of_parameters_and_buffers():
     model[0].weight.requires_grad_(False)
     model[0].weight.mark = "mine"
     values = {name: value.clone() for name, value in model.state_dict().items()}
+    mean = model[1].running_mean
     deepcompile.parallelize(model, 1, plan={})
+    assert model[1].running_mean is mean
     weight = next(model.parameters())
     assert weight.mark == "mine"
     assert not weight.requires_grad
