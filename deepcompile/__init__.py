@@ -17,30 +17,56 @@ _LAZY = {
     "PipelineError": "deepcompile.errors",
     "VerificationError": "deepcompile.errors",
     "CompileError": "deepcompile.errors",
+    "MeshError": "deepcompile.errors",
+    "PartitionError": "deepcompile.errors",
+    "RankError": "deepcompile.errors",
     "explain": "deepcompile.explanation",
+    "parallelize": "deepcompile.parallel.api",
+    "full_state_dict": "deepcompile.parallel.state",
+    "load_full_state_dict": "deepcompile.parallel.state",
+    "portable_state_dict": "deepcompile.parallel.state",
+    "place_state_like": "deepcompile.parallel.state",
 }
 
 __all__ = [
     "CompileError",
     "DeepCompileError",
+    "MeshError",
     "OptionError",
     "Options",
+    "PartitionError",
     "PipelineError",
+    "RankError",
     "VerificationError",
     "__version__",
     "explain",
+    "full_state_dict",
+    "load_full_state_dict",
+    "parallelize",
+    "place_state_like",
+    "portable_state_dict",
 ]
 
 if TYPE_CHECKING:
     from deepcompile.errors import (
         CompileError,
         DeepCompileError,
+        MeshError,
         OptionError,
+        PartitionError,
         PipelineError,
+        RankError,
         VerificationError,
     )
     from deepcompile.explanation import explain
     from deepcompile.options import Options
+    from deepcompile.parallel.api import parallelize
+    from deepcompile.parallel.state import (
+        full_state_dict,
+        load_full_state_dict,
+        place_state_like,
+        portable_state_dict,
+    )
 
 
 def __getattr__(name: str) -> Any:
