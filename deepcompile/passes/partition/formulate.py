@@ -188,11 +188,8 @@ class Formulation:
         return seconds
 
     def _add_inputs(self) -> None:
-        for node in self.sites.graph.nodes:
-            if node.op == "placeholder" and node not in self.sites.by_source:
-                if node in self.sites.hidden or outputs_of(node)[0] is None:
-                    continue
-                self._made[(node, 0)] = self._group([0.0], node.name), [self._replicated()]
+        for node in self.sites.givens():
+            self._made[(node, 0)] = self._group([0.0], node.name), [self._replicated()]
 
     def _add_nodes(self) -> None:
         for node in self.sites.steps():

@@ -72,6 +72,12 @@ class Lowering:
         self._have: dict[TensorId, dict[Placements, Node | _Pending]] = {}
         self._wanted: dict[TensorId, dict[Placements, None]] = {}
         self._whole = (REPLICATE,) * len(self.mesh.sizes)
+        self._sinks = {
+            node: parameter
+            for parameter in self.sites.parameters
+            for node, _ in parameter.sinks
+            if node.op != "output"
+        }
 
     def run(self) -> Graph:
         """The graph of one rank.
@@ -86,6 +92,8 @@ class Lowering:
                 self._placeholder(node)
             elif node.op == "output":
                 self._output(node)
+            elif node in self._sinks:
+                self._copies[node] = self._gradient(self._sinks[node], tensor_inputs(node)[0])
             elif node in self.sites.by_source:
                 self._parameter(self.sites.by_source[node], self._copied(node.args[0]))
             elif node.target is operator.getitem and not self._is_kept(node):
@@ -133,8 +141,9 @@ class Lowering:
         def placed(source: Node) -> Node:
             return self._copies[source] if source in self._copies else self._taken(source)
 
-        copy = self.graph.node_copy(node, placed)
-        self._copies[node] = copy
+        copy = self._copies[node] = self.graph.node_copy(node, placed)
+        if node not in self.sites.hidden and outputs_of(node)[0] is not None:
+            self._have[(node, 0)] = {self._whole: copy}
 
     def _taken(self, source: Node) -> Node:
         return self._get(self.sites.maker_of(source), self._whole)
@@ -303,21 +312,13 @@ class Lowering:
             if position in gradients:
                 return self._gradient(gradients[position], source)
             if source in self.sites.hidden:
-                return self._sunk(source)
+                return self._copies[source]
             tensor = self.sites.maker_of(source)
             return self._like(self._get(tensor, self._whole), source)
 
         args = torch.fx.node.map_arg(node.args, result)
         copy = self.graph.output(args[0], type_expr=node.type)
         copy.meta = dict(node.meta)
-
-    def _sunk(self, source: Node) -> Node:
-        """A gradient of a marked parameter: what stands behind its marker."""
-        for parameter in self.sites.parameters:
-            for sink, _ in parameter.sinks:
-                if sink is source:
-                    return self._gradient(parameter, tensor_inputs(source)[0])
-        return self._copies[source]
 
     def _gradient(self, parameter: Parameter, source: Node) -> Node:
         """A gradient where the parameter is: averaged over data axes."""

@@ -79,12 +79,19 @@ class Sites:
     def steps(self) -> Iterator[Node]:
         """The nodes to be decided, in order: those that make tensors from tensors."""
         for node in self.graph.nodes:
-            if node.op in ("placeholder", "output") or node in self.hidden:
+            if node.op != "call_function" or node in self.hidden:
                 continue
             if node.target is operator.getitem or node in self.by_source:
                 continue
             if any(value is not None for value in outputs_of(node)):
                 yield node
+
+    def givens(self) -> Iterator[Node]:
+        """Inputs and constants: tensors that every rank has, whatever is decided."""
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "get_attr") and node not in self.by_source:
+                if node not in self.hidden and outputs_of(node)[0] is not None:
+                    yield node
 
     def maker_of(self, node: Node) -> TensorId:
         """The tensor that a node stands for: `getitem` stands for one of another's outputs."""

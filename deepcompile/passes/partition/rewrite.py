@@ -1,0 +1,62 @@
+"""A marked graph as the graph of one rank."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from deepcompile.cost.links import links_of
+from deepcompile.cost.rates import Rates, rates_of
+from deepcompile.passes.partition.formulate import Formulation
+from deepcompile.passes.partition.lower import Lowering
+from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
+from deepcompile.passes.partition.solve import solve
+from deepcompile.pipeline.protocol import PassContext, PassResult
+
+
+def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
+    """Plan and lower a graph that reads parameters of a mesh; others stay as they are."""
+    if not has_markers(module.graph):
+        return PassResult(module, changed=False)
+    module = merged_markers(module)
+    sites, specs = marked_sites(module.graph)
+    mesh = specs[0].mesh
+    device = _device_of(module)
+    formulation = Formulation(sites, mesh, _rates(device), links_of(mesh, device.type))
+    solution = solve(formulation.problem)
+    choice = formulation.choice_of(solution)
+    groups = tuple(axis.group for axis in specs[0].axes)
+    lowering = Lowering(
+        sites, mesh, groups, choice, formulation.options.candidates.rules, formulation.mover
+    )
+    result = GraphModule(module, lowering.run())
+    stats = {
+        "ranks": mesh.ranks,
+        "collectives": sum(
+            getattr(node.target, "namespace", "") == "_c10d_functional"
+            and "wait" not in str(node.target)
+            for node in result.graph.nodes
+        ),
+        "modelled_microseconds": round(solution.seconds * 1e6),
+        "gap_percent": round(100 * solution.gap, 2),
+    }
+    return PassResult(result, changed=True, stats=stats)
+
+
+def _device_of(module: GraphModule) -> torch.device:
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return value.device
+    return torch.device("cpu")
+
+
+def _rates(device: torch.device) -> Rates:
+    """By table: each rank must decide alike, so neither threads nor anything measured counts."""
+    capability = None
+    if device.type == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = 10 * major + minor
+    return rates_of(device.type, capability, 1)
+
+
