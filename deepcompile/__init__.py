@@ -29,9 +29,11 @@ __all__ = [
     "VerificationError",
     "__version__",
     "explain",
+    "runtime",
 ]
 
 if TYPE_CHECKING:
+    from deepcompile import runtime
     from deepcompile.errors import (
         CompileError,
         DeepCompileError,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("deepcompile.runtime")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -52,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "runtime"})

@@ -230,6 +230,8 @@ class Agreement:
             return given_up or store.check([f"{place.key}/verdict"])
 
         poll(decided, deadline)
+        if store.add(f"{place.key}/come", 0) == len(place.members):
+            poll(lambda: store.check([f"{place.key}/verdict"]), time.monotonic() + _GRACE)
         if not store.check([f"{place.key}/verdict"]):
             raise RankError(self._missing_text(place, given_up))
         if store.get(f"{place.key}/verdict").decode() != "equal":
