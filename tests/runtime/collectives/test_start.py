@@ -13,7 +13,7 @@ import torch.distributed as dist
 import deepcompile
 from deepcompile.errors import MeshError, OptionError, RankError
 from deepcompile.ir.mesh import Mesh
-from deepcompile.runtime.collectives.start import nearest_mesh
+from deepcompile.runtime.collectives.start import _choose_device, _device_type, nearest_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,43 @@ def test_environments_set_in_part(monkeypatch):
 )
 def test_nearest_meshes(mesh, ranks, nearest):
     assert str(nearest_mesh(Mesh.of(mesh), ranks)) == nearest
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("local", "device", "backend", "number"),
+    [
+        (1, None, "nccl", 1),
+        (3, None, "gloo", 1),
+        (0, "cuda:1", "nccl", 1),
+        (5, "cuda:0", "nccl", 0),
+    ],
+)
+def test_processes_choose_a_device_by_their_number(
+    two_devices, monkeypatch, local, device, backend, number
+):
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert _choose_device("cuda", device, backend) == number
+    assert two_devices == [number]
+
+
+def test_nccl_needs_a_device_for_each_process(two_devices, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(MeshError, match=r"LOCAL_RANK=2, but this host has 2 CUDA device\(s\)"):
+        _choose_device("cuda", None, "cpu:gloo,cuda:nccl")
+    assert two_devices == []
+
+
+def test_device_kinds_follow_what_is_there(two_devices):
+    assert _device_type(None, None) == "cuda"
+    assert _device_type(None, "gloo") == "cpu"
+    assert _device_type("cuda", "gloo") == "cuda"
+    assert _device_type("cpu", None) == "cpu"
