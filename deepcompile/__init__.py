@@ -45,9 +45,11 @@ __all__ = [
     "parallelize",
     "place_state_like",
     "portable_state_dict",
+    "runtime",
 ]
 
 if TYPE_CHECKING:
+    from deepcompile import runtime
     from deepcompile.errors import (
         CompileError,
         DeepCompileError,
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("deepcompile.runtime")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -78,4 +82,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "runtime"})

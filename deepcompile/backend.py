@@ -27,6 +27,7 @@ from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import end_of
+from .capture.opaque_inputs import without_opaque_inputs
 from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
@@ -279,8 +280,9 @@ class _Compiler:
         for record in self.recordings:
             record.graphs.append(compiled)
             compiled.source = gm
+        gm, with_opaque = without_opaque_inputs(gm)
         with collector_paused():
-            return self._compile_graph(gm, compiled, kind)
+            return with_opaque(self._compile_graph(gm, compiled, kind))
 
     def _compile_graph(
         self, gm: GraphModule, compiled: CompiledGraph, kind: Kind

@@ -58,5 +58,3 @@ def _rates(device: torch.device) -> Rates:
         major, minor = torch.cuda.get_device_capability(device)
         capability = 10 * major + minor
     return rates_of(device.type, capability, 1)
-
-
