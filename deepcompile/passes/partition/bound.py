@@ -12,19 +12,34 @@ for although they are not quite alike, and for a solver that stopped early.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .colours import Colours
 from .problem import Problem, Seconds
-from .relaxation import Floats, Prices
-from .transport import Ints, Transport, spaces_of
+from .relaxation import Prices
+from .transport import Floats, Ints, Transport, spaces_of
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """What prices say.
+
+    Attributes:
+        seconds: no choice costs less, up to rounding.
+        more: by group and option, how much more than `seconds` all choices with the option cost at
+            least; of groups together, at least the sum.
+    """
+
+    seconds: float
+    more: Sequence[Floats]
 
 
 def bound_of(
     problem: Problem, colours: Colours, transports: Sequence[Transport], prices: Prices
-) -> float:
-    """Seconds that no choice in the problem undercuts, up to rounding.
+) -> Bound:
+    """The bound of the problem itself.
 
     Args:
         problem: all of it.
@@ -33,7 +48,7 @@ def bound_of(
         prices: by class; each use pays an equal part of what those of its colour pay.
     """
     if not problem.costs:
-        return 0.0
+        return Bound(0.0, [])
     sizes = np.array([len(costs) for costs in problem.costs], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     maker = np.array([value.maker for value in problem.values], np.int64)
@@ -55,7 +70,9 @@ def bound_of(
         for group, held in row.bytes.items():
             pays.add(starts[group : group + 1], price * np.asarray(held, np.float64))
     every = np.concatenate(problem.costs) + pays.sums(int(starts[-1]))
-    return bound + float(np.minimum.reduceat(every, starts[:-1]).sum())
+    least = np.minimum.reduceat(every, starts[:-1])
+    more = np.split(every - np.repeat(least, sizes), starts[1:-1])
+    return Bound(bound + float(least.sum()), more)
 
 
 class _Payments:
@@ -75,7 +92,10 @@ class _Payments:
         if not self._where:
             return np.zeros(count)
         # `numpy.add.at` reads past values that it should broadcast (NumPy 2.4).
-        return np.bincount(np.concatenate(self._where), np.concatenate(self._what), count)
+        sums: Floats = np.bincount(
+            np.concatenate(self._where), np.concatenate(self._what), count
+        ).astype(np.float64)
+        return sums
 
 
 def _fair(transports: Sequence[Transport], shares: Sequence[Seconds]) -> list[Seconds]:

@@ -23,6 +23,7 @@ from .problem import MemoryRow, Problem, Use, Value
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
+
 @dataclass(frozen=True, eq=False)
 class Colours:
     """Which parts of a problem are taken for one.
@@ -61,7 +62,7 @@ class _Ends:
 
 
 def colours_of(problem: Problem, rounds: int) -> Colours:
-    """Colours after so many rounds, or fewer where a round tells no more groups apart."""
+    """Colours after so many rounds, at least one, or until a round tells no more groups apart."""
     ends = _Ends(
         np.array([value.maker for value in problem.values], np.int64),
         np.array([use.value for use in problem.uses], np.int64),
@@ -86,7 +87,8 @@ def colours_of(problem: Problem, rounds: int) -> Colours:
 def no_colours(problem: Problem) -> Colours:
     """Every group for itself."""
     counts = len(problem.costs), len(problem.values), len(problem.uses)
-    return Colours(*(np.arange(count) for count in counts), problem)
+    groups, values, uses = (np.arange(count, dtype=np.int64) for count in counts)
+    return Colours(groups, values, uses, problem)
 
 
 def _digest(*parts: bytes) -> int:
@@ -149,9 +151,7 @@ def _gathered(hashes: Hashes, where: Ints, count: int) -> Hashes:
     return made
 
 
-def _classes(
-    groups: Hashes, values: Hashes, uses: Hashes, ends: _Ends
-) -> tuple[Hashes, Hashes]:
+def _classes(groups: Hashes, values: Hashes, uses: Hashes, ends: _Ends) -> tuple[Hashes, Hashes]:
     """Tensors with what makes and what uses them, and uses with those."""
     users = _gathered(_mixed(uses, groups[ends.user]), ends.used, len(values))
     seen = _mixed(values, groups[ends.maker], users)

@@ -21,8 +21,15 @@ from .colours import Colours
 from .problem import Problem, Seconds
 from .transport import Floats, Ints, Transport, spaces_of
 
+INFEASIBLE = 2
+"""The status of results of `scipy.optimize` for programs that nothing fits."""
+
 SIMPLEX = 40_000
 """Columns up to which the dual simplex is quicker than the interior point method."""
+
+
+class Infeasible(Exception):
+    """Nothing fits all rows of a program."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +117,7 @@ class _Triplets:
         return csr_matrix((np.concatenate(self.value), (row, column)), shape=(height, width))
 
 
-def program_of(
-    problem: Problem, colours: Colours, transports: Sequence[Transport]
-) -> Program:
+def program_of(problem: Problem, colours: Colours, transports: Sequence[Transport]) -> Program:
     """The linear program, by sums over colours of groups and over classes of uses.
 
     Args:
@@ -134,26 +139,29 @@ def program_of(
     equal, below = _Triplets(), _Triplets()
     groups = np.repeat(np.arange(len(sizes)), sizes)
     equal.add(groups, np.arange(options[-1]), 1.0)
-    pairs = [np.nonzero(np.isfinite(t.seconds)) for t in transports]
+    pairs = [_pairs(transport) for transport in transports]
     lengths = np.array([len(some) for some, _ in pairs], np.int64)
     starts = options[-1] + np.concatenate([[0], np.cumsum(lengths)])
-    heights = np.array([len(t.sources) + len(t.targets) for t in transports], np.int64)
+    heights = [0 if _is_free(t) else len(t.sources) + len(t.targets) for t in transports]
     balance = len(sizes) + np.concatenate([[0], np.cumsum(heights)])
     for index, transport in enumerate(transports):
+        if _is_free(transport):
+            costs.append(np.zeros(0))
+            continue
         at = int(balance[index])
         half = at + len(transport.sources)
-        columns = np.arange(starts[index], starts[index + 1])
-        sources, targets = pairs[index]
-        equal.add(at + sources, columns, 1.0)
-        equal.add(half + targets, columns, 1.0)
-        for ends, groups, row in (
+        own = np.arange(starts[index], starts[index + 1])
+        some, others = pairs[index]
+        equal.add(at + some, own, 1.0)
+        equal.add(half + others, own, 1.0)
+        for ends, colour, top in (
             (transport.source_of, transport.makers, at),
             (transport.target_of, transport.users, half),
         ):
-            for group, count in zip(*groups, strict=True):
+            for group, count in zip(*colour, strict=True):
                 part = -count / transport.uses
-                equal.add(row + ends, options[group] + np.arange(len(ends)), part)
-        costs.append(transport.seconds[sources, targets] * transport.values)
+                equal.add(top + ends, options[group] + np.arange(len(ends)), part)
+        costs.append(transport.seconds[some, others] * transport.values)
     shared, some_costs = _share(transports, pairs, starts, costs, below)
     width = int(starts[-1]) + len(some_costs)
     every = np.concatenate([*costs, some_costs])
@@ -162,8 +170,8 @@ def program_of(
         scale = max(row.limit - row.fixed, 1.0)
         scales.append(scale)
         for group, held in row.bytes.items():
-            columns = options[group] + np.arange(len(held))
-            below.add(np.full(len(held), len(shared) + number), columns, held / scale)
+            own = options[group] + np.arange(len(held))
+            below.add(np.full(len(held), len(shared) + number), own, held / scale)
     limits = [(row.limit - row.fixed) / s for row, s in zip(whole.rows, scales, strict=True)]
     positive = every[every > 0]
     unit = float(np.median(positive)) if positive.size else 1.0
@@ -181,6 +189,18 @@ def program_of(
         shared,
         np.array(scales),
     )
+
+
+def _is_free(transport: Transport) -> bool:
+    """Whether it costs nothing whatever is chosen, so that the program can do without it."""
+    return not transport.seconds.any()
+
+
+def _pairs(transport: Transport) -> tuple[Ints, Ints]:
+    if _is_free(transport):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    sources, targets = np.nonzero(np.isfinite(transport.seconds))
+    return sources.astype(np.int64), targets.astype(np.int64)
 
 
 def _share(
@@ -210,12 +230,10 @@ def _share(
             own = costs[1 + index]
             paid = np.flatnonzero(own > 0)
             transport = transports[index]
-            codes.append(
-                transport.sources[sources[paid]] * size + transport.targets[targets[paid]]
-            )
+            codes.append(transport.sources[sources[paid]] * size + transport.targets[targets[paid]])
             columns.append(starts[index] + paid)
             seconds.append(own[paid])
-        code, first, at, count = np.unique(
+        _, first, at, count = np.unique(
             np.concatenate(codes), return_index=True, return_inverse=True, return_counts=True
         )
         several = count > 1
@@ -241,7 +259,8 @@ def relax(transports: Sequence[Transport], program: Program) -> Relaxed:
     """The optimum of the linear program.
 
     Raises:
-        Unsolved: without SciPy, or when the solver fails; also where nothing fits.
+        Infeasible: nothing fits.
+        Unsolved: the solver fails.
     """
     from scipy.optimize import linprog
 
@@ -253,21 +272,68 @@ def relax(transports: Sequence[Transport], program: Program) -> Relaxed:
         b_eq=program.right,
         method="highs-ipm" if len(program.costs) > SIMPLEX else "highs-ds",
     )
+    if result.status == INFEASIBLE:
+        raise Infeasible
     if result.status != 0:
         raise failed(result)
-    parts = np.split(result.x[: program.options[-1]], program.options[1:-1])
     balance = result.eqlin.marginals * program.unit
     below = -result.ineqlin.marginals * program.unit
-    rows = below[len(program.shared) :] / program.scales
-    paid = np.maximum(program.costs[program.options[-1] :], 0.0) * program.unit
-    paid[program.shared - program.options[-1]] = below[: len(program.shared)]
+    rows = np.maximum(below[len(program.shared) :] / program.scales, 0.0)
+    first = int(program.options[-1])
+    paid = program.costs[first:] * program.unit
+    paid[program.shared - first] = below[: len(program.shared)]
     targets, shares = [], []
     for index, transport in enumerate(transports):
-        end = int(program.balance[index + 1])
-        targets.append(balance[end - len(transport.targets) : end])
-        begin = program.starts[index : index + 2] - program.options[-1]
+        begin, end = program.starts[index : index + 2] - first
+        if begin == end:
+            targets.append(np.zeros(len(transport.targets)))
+            shares.append(np.zeros(transport.seconds.shape))
+            continue
+        row = int(program.balance[index + 1])
+        targets.append(balance[row - len(transport.targets) : row])
         share = np.full(transport.seconds.shape, np.inf)
-        share[program.pairs[index]] = paid[begin[0] : begin[1]]
+        share[program.pairs[index]] = paid[begin:end]
         shares.append(share)
-    prices = Prices(targets, shares, np.maximum(rows, 0.0))
-    return Relaxed(parts, float(result.fun) * program.unit, prices)
+    seconds = float(result.fun) * program.unit
+    return Relaxed(_parts(program, result.x), seconds, Prices(targets, shares, rows))
+
+
+def search_whole(program: Program, gap: float, nodes: int) -> tuple[list[Floats] | None, float]:
+    """Whole options by branch and bound.
+
+    Args:
+        program: of a problem or a quotient in which groups of one colour choose alike.
+        gap: how far, relative, from the optimum the search may stop.
+        nodes: after so many it stops anyway.
+
+    Returns:
+        The options as parts, None where none was found; and seconds that no whole solution of the
+        program undercuts.
+
+    Raises:
+        Infeasible: there is none.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    first = int(program.options[-1])
+    whole = np.zeros(len(program.costs))
+    whole[:first] = 1
+    constraints = [LinearConstraint(program.equal, program.right, program.right)]
+    if program.limits.size:
+        constraints.append(LinearConstraint(program.below, -np.inf, program.limits))
+    result = milp(
+        program.costs,
+        integrality=whole,
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": gap, "node_limit": nodes},
+    )
+    if result.status == INFEASIBLE:
+        raise Infeasible
+    known = result.mip_dual_bound
+    bound = -np.inf if known is None else float(known) * program.unit
+    return None if result.x is None else _parts(program, result.x), bound
+
+
+def _parts(program: Program, solution: Floats) -> list[Floats]:
+    return np.split(solution[: program.options[-1]], program.options[1:-1])

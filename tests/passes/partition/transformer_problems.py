@@ -216,7 +216,9 @@ class Program:
         for parameter, gradient in self.parameters.items():
             dims = self.dims[parameter]
             rows = [(p,) for p in (WHOLE, *dims)]
-            placements = [tuple(r[0] for r in row) for row in itertools.product(rows, repeat=self._axes)]
+            placements = [
+                tuple(r[0] for r in row) for row in itertools.product(rows, repeat=self._axes)
+            ]
             placements = [p for p in placements if self.fits(dims, p)]
             group = len(costs)
             costs.append(np.zeros(len(placements)))
@@ -235,7 +237,9 @@ class Program:
             seconds = []
             for option, row in options:
                 ways = math.prod(
-                    n for n, axis in zip(self.mesh, row, strict=True) if set(axis) - {WHOLE, PARTIAL}
+                    n
+                    for n, axis in zip(self.mesh, row, strict=True)
+                    if set(axis) - {WHOLE, PARTIAL}
                 )
                 size = sum(map(self.local, tensors, option))
                 work = max(op.flops / ways / FLOPS, size / BYTES_A_SECOND)
@@ -244,7 +248,9 @@ class Program:
             labels.append(op.name)
             made[op.result] = group, [option[-1] for option, _ in options]
             for place, operand in enumerate(op.operands):
-                taken.append((operand, group, [option[place] for option, _ in options], op.backward))
+                taken.append(
+                    (operand, group, [option[place] for option, _ in options], op.backward)
+                )
         values, uses, index = [], [], {}
         known: dict[int, dict[Placement, int]] = {}
         for tensor, (_, placements) in made.items():
