@@ -71,8 +71,9 @@ def bound_of(
             pays.add(starts[group : group + 1], price * np.asarray(held, np.float64))
     every = np.concatenate(problem.costs) + pays.sums(int(starts[-1]))
     least = np.minimum.reduceat(every, starts[:-1])
-    more = np.split(every - np.repeat(least, sizes), starts[1:-1])
-    return Bound(bound + float(least.sum()), more)
+    more = np.full(every.shape, np.inf)
+    np.subtract(every, np.repeat(least, sizes), out=more, where=np.isfinite(every))
+    return Bound(bound + float(least.sum()), np.split(more, starts[1:-1]))
 
 
 class _Payments:

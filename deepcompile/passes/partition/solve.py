@@ -25,13 +25,16 @@ from .descent import Search, cheapest, fit, greedy
 from .problem import MemoryRow, Problem, Solution, held_of, seconds_of
 from .relaxation import Infeasible, Relaxed, program_of, relax, search_whole
 from .simplify import Simplified, only, simplify
-from .transport import Floats, transports_of
+from .transport import Floats, Ints, Transport, transports_of
 
 ROUNDS = 3, 6
 """Rounds of colours, one after the other until the gap is small enough."""
 
 MOST_COLUMNS = 150_000
 """Linear programs with more are not tried after the first."""
+
+CORE_COLUMNS = 15_000
+"""Of the first branch and bound."""
 
 NODES = 200
 """Of branch and bound."""
@@ -60,6 +63,8 @@ def solve(problem: Problem, *, gap: float = 0.01, start: Sequence[int] | None = 
         PartitionError: constraints contradict each other, or no choice keeps within a memory row.
         ValueError: groups that must choose alike have different numbers of options.
     """
+    if not problem.costs:
+        return Solution((), 0.0, 0.0, tuple(row.fixed for row in problem.rows), "lp")
     clock = _Clock()
     with clock("simplify"):
         simplified = simplify(problem)
@@ -208,40 +213,74 @@ def _round(problem: Problem, colours: Colours, relaxed: Relaxed, best: _Best, bo
 def _by_branching(problem: Problem, tried: _Tried, gap: float, best: _Best) -> tuple[bool, float]:
     """Branch and bound over colours: whether it found a better choice, and a bound.
 
-    What it finds bounds the problem only where each colour is one group. Options that cannot be in
-    a better choice than the best so far are left out.
-
-    Raises:
-        Infeasible: no choice is possible.
+    Options that cannot be in a better choice than the best so far are left out. Where that leaves
+    many, a first search has only those that the relaxation says cost least more; mostly they will
+    do. What is found bounds the problem only where each colour is one group.
     """
-    quotient, groups = tried.colours.quotient, tried.colours.groups
-    is_all = len(quotient.costs) == len(problem.costs)
-    first, counts = np.unique(groups, return_index=True, return_counts=True)[1:]
+    is_all = len(tried.colours.quotient.costs) == len(problem.costs)
     room = best.seconds - tried.bound.seconds
-    kept = []
-    for at, count in zip(first, counts, strict=True):
-        more = tried.bound.more[at] * count
-        kept.append(np.flatnonzero(more <= max(room, float(more.min()))))
-    smaller = only(quotient, kept)
-    colours = no_colours(smaller)
-    transports = transports_of(smaller, colours)
-    if sum(t.seconds.size for t in transports) > MOST_COLUMNS:
-        return False, -math.inf
+    core = _core(problem, tried, room, CORE_COLUMNS)
+    better = False
+    if core.room < room:
+        better, _ = _branch(problem, tried, core, gap, best)
+        if best.is_within(tried.bound.seconds, gap):
+            return better, -math.inf
+        core = _core(problem, tried, room, MOST_COLUMNS)
+    if core.room < room:
+        return better, -math.inf
+    again, bound = _branch(problem, tried, core, gap, best)
+    return better or again, min(bound, best.seconds) if is_all else -math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Core:
+    """A quotient with few options.
+
+    Attributes:
+        room: seconds; options that cost more above the bound are left out.
+        kept: by group, the options of the quotient that are left.
+        problem: with these.
+        transports: of its uses.
+    """
+
+    room: float
+    kept: list[Ints]
+    problem: Problem
+    transports: list[Transport]
+
+
+def _core(problem: Problem, tried: _Tried, room: float, columns: int) -> _Core:
+    """The options of as much room as so many columns allow."""
+    first, counts = np.unique(tried.colours.groups, return_index=True, return_counts=True)[1:]
+    more = [tried.bound.more[at] * count for at, count in zip(first, counts, strict=True)]
+    if not math.isfinite(room):
+        room = max(float(own[np.isfinite(own)].max()) for own in more)
+    while True:
+        kept = [np.flatnonzero(own <= max(room, float(own.min()))) for own in more]
+        smaller = only(tried.colours.quotient, kept)
+        transports = transports_of(smaller, no_colours(smaller))
+        if room <= 0.0 or sum(t.seconds.size for t in transports) <= columns:
+            return _Core(room, kept, smaller, transports)
+        room = room / 2.0 if room > 1e-12 else 0.0
+
+
+def _branch(
+    problem: Problem, tried: _Tried, core: _Core, gap: float, best: _Best
+) -> tuple[bool, float]:
+    """Branch and bound over some options: whether it found a better choice, and their bound."""
+    program = program_of(core.problem, no_colours(core.problem), core.transports)
     try:
-        program = program_of(smaller, colours, transports)
         parts, bound = search_whole(program, gap, NODES)
     except Infeasible:
-        if is_all and best.options is None:
-            raise
-        return False, best.seconds if is_all else -math.inf
-    better = False
-    if parts is not None:
-        options = [int(some[np.argmax(p)]) for some, p in zip(kept, parts, strict=True)]
-        better = best.offer(tried.colours.expand(options))
-        search = Search(problem, tried.colours.expand(options))
-        if fit(search):
-            better = best.offer(search.options) or better
-    return better, min(bound, best.seconds) if is_all else -math.inf
+        return False, math.inf
+    if parts is None:
+        return False, bound
+    options = [int(some[np.argmax(p)]) for some, p in zip(core.kept, parts, strict=True)]
+    better = best.offer(tried.colours.expand(options))
+    search = Search(problem, tried.colours.expand(options))
+    if fit(search):
+        better = best.offer(search.options) or better
+    return better, bound
 
 
 def _by_descent(problem: Problem, best: _Best) -> Solution:
