@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -202,6 +204,159 @@ def test_shares_are_the_quickest_of_all_combinations_that_fit() -> None:
         assert [share.others for share in shares] == [3, 6 + saved[0], 7 + saved[0] + saved[1]]
         assert [share.later for share in shares] == [8, 1, 0]
         assert [share.first for share in shares] == [True, False, False]
+
+
+def test_a_graph_that_runs_more_often_is_planned_again_before_the_next_step() -> None:
+    ledger, events = Ledger(), []
+    only = graph("only", RICH, LEAN, events=events)
+    step(ledger, only)
+    with pytest.warns(UserWarning, match="takes up to 135 bytes .* has run 3 times"):
+        waiting = forward(ledger, only, only, only, only)
+    backward(waiting)
+    assert events == [
+        {"event": "memory-repeated", "calls": 3, "planned": 1, "peak": 135, "budget": BUDGET}
+    ]
+    assert only.way == RICH
+    waiting = forward(ledger, only)
+    assert (only.way, only.compiled.report.calls) == (LEAN, 4)
+    assert only.compiled.report.peak == 5 + 3 * LEAN.saved + LEAN.forward
+    backward([*waiting, *forward(ledger, *[only] * 3)])
+    step(ledger, only)  # fewer calls stay planned for
+    assert (only.way, only.compiled.report.calls, len(events)) == (LEAN, 4, 1)
+
+
+def test_a_graph_that_grows_may_need_more_at_its_highest_moment() -> None:
+    """A plan that others may count on stays, unless there is no other."""
+    ledger = Ledger()
+    tight = way(5, 45, 2.0)
+    only = graph("only", RICH, LEAN, tight)
+    for calls, expected in ((2, RICH), (3, LEAN), (9, tight)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step(ledger, *[only] * calls)
+        waiting = forward(ledger, only)
+        assert only.way == expected
+        backward(waiting)
+    with pytest.warns(UserWarning, match="planned to run 9 times"):
+        step(ledger, *[only] * 30)
+    with pytest.raises(MemoryBudgetError, match="1 graph called 30 times") as refused:
+        ledger.called(only)
+    assert refused.value.smallest == 5 + 29 * 5 + 45
+
+
+def test_parameters_count_once_and_those_of_other_calls_too() -> None:
+    ledger = Ledger()
+    shared, others = nn.Parameter(torch.zeros(4)), [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    first, second = graph("block", LEAN), graph("block", LEAN)
+    waiting = forward(ledger, first, args=[shared])
+    for each in (shared, *others):
+        waiting += forward(ledger, second, args=[torch.zeros(1), each])
+    assert (first.own(), second.own(), second.own(first.parameters.ids)) == (5, 20, 15)
+    assert ledger.share("next") == Share(20 + 5 * 10, first=False)
+    del others, each
+    backward(waiting)
+    assert second.own() == 5
+
+
+def test_a_plan_that_exceeds_its_share_is_told() -> None:
+    ledger, events = Ledger(), []
+    first, second = graph("first", RICH, LEAN, events=events), graph("second", RICH, own=20)
+    again = first._again
+    first._again = lambda share: again(replace(share, way=replace(LEAN, forward=33, saved=11)))
+    step(ledger, first, second)
+    with pytest.warns(UserWarning, match="up to 3 bytes more than its share"):
+        step(ledger, first, second)
+    (event,) = events
+    assert (event["event"], event["more"]) == ("memory-share-exceeded", 3)
+
+
+Call = tuple[int, int]
+"""The number of a graph, and of the set of parameters that it is called with."""
+
+
+def peak_of_calls(calls: Sequence[Call], members: Sequence[Member], ways: Sequence[Way]) -> int:
+    """What a step of these calls holds, one after the other."""
+    held, peak = 0, 0
+    for number, _ in calls:
+        peak = max(peak, held + ways[number].forward)
+        held += ways[number].saved
+    trained: set[Call] = set()
+    for call in reversed(calls):
+        held -= ways[call[0]].saved
+        gradients = sum(members[number].gradients for number, _ in trained)
+        peak = max(peak, held + gradients + ways[call[0]].backward)
+        trained.add(call)
+    return peak + sum(member.pinned + member.further for member in members)
+
+
+def members_of_calls(calls: Sequence[Call], ways: Sequence[tuple[Way, ...]]) -> list[Member]:
+    found = []
+    places = [[at for at, call in enumerate(calls) if call[0] == n] for n in range(len(ways))]
+    for number, (mine, choices) in enumerate(zip(places, ways, strict=True)):
+        sets = len({calls[at] for at in mine})
+        among = any(
+            mine[0] < other[-1] and other[0] < mine[-1] for other in places if other is not mine
+        )
+        found.append(Member(5, 3 + number, choices, len(mine), sets, 5 * (sets - 1), among))
+    return found
+
+
+def random_ways(random: Random) -> tuple[Way, ...]:
+    found = []
+    for _ in range(4):
+        saved = random.randrange(20)
+        found.append(
+            Way(
+                None,
+                True,
+                saved,
+                saved + random.randrange(9),
+                saved + random.randrange(20),
+                random.randrange(9),
+            )  # fmt: skip
+        )
+    return tuple(found)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_calls_are_planned_as_they_run(alternate: bool) -> None:
+    """Calls in a row exactly, those that alternate with something to spare."""
+    random, spare = Random(0), []
+    for _ in range(60):
+        sets = random.choice((1, 2, 9))
+        numbers = [0, *[1] * random.randrange(1, 6), 2]
+        if alternate:
+            numbers[1:-1] = [1, 2] * random.randrange(2, 5)
+        calls = [(number, at % sets) for at, number in enumerate(numbers)]
+        if not alternate:
+            calls[0], calls[-1] = (0, 0), (2, 0)
+        ways = [random_ways(random) for _ in range(3)]
+        members = members_of_calls(calls, ways)
+        exact = {every: peak_of_calls(calls, members, every) for every in itertools.product(*ways)}
+        least, true_least = smallest(members), min(exact.values())
+        spare.append(least - true_least)
+        for budget in range(least, least + 40, 7):
+            shares = choose(members, budget)
+            assert shares is not None
+            chosen = tuple(share.way for share in shares if share.way)
+            assert exact[chosen] <= budget
+            fitting = [every for every in exact if exact[every] <= budget]
+            quickest = min(seconds_of(members, every) for every in fitting)
+            if not alternate:
+                assert seconds_of(members, chosen) == quickest
+            shown = [
+                member.pinned + share.others
+                + max(share.way.forward, share.way.backward + share.later)
+                for member, share in zip(members, shares, strict=True) if share.way
+            ]  # fmt: skip
+            assert exact[chosen] <= max(shown) <= budget
+        assert choose(members, least - 1) is None
+    assert min(spare) >= 0
+    assert alternate or max(spare) == 0
+
+
+def seconds_of(members: Sequence[Member], ways: Sequence[Way]) -> float:
+    return sum(member.calls * way.seconds for member, way in zip(members, ways, strict=True))
 
 
 def test_one_call_of_compile_has_one_ledger() -> None:
