@@ -24,7 +24,7 @@ from .transport import Floats, Ints, Transport, spaces_of
 INFEASIBLE = 2
 """The status of results of `scipy.optimize` for programs that nothing fits."""
 
-SIMPLEX = 10_000
+SIMPLEX = 20_000
 """Columns up to which the dual simplex is quicker than the interior point method."""
 
 

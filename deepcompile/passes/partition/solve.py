@@ -34,7 +34,14 @@ MOST_COLUMNS = 150_000
 """Linear programs with more are not tried after the first."""
 
 CORE_COLUMNS = 15_000
-"""Of the first branch and bound."""
+"""Of branch and bound around what the relaxation left open."""
+
+REACHES = -1, 0, 1, 2, 3
+"""How far around groups that a relaxation left open all is decided anew, in tensors. The first only
+chooses among what has parts."""
+
+ROUNDED = 1e-6
+"""Parts as small are none."""
 
 NODES = 200
 """Of branch and bound."""
@@ -161,13 +168,23 @@ def _by_programs(problem: Problem, gap: float, best: _Best, clock: _Clock) -> So
             break
         with clock("build"):
             program = program_of(problem, colours, transports)
-        with clock("lp"):
-            relaxed = relax(transports, program)
+        try:
+            with clock("lp"):
+                relaxed = relax(transports, program)
+        except Infeasible:
+            if best.options is None:
+                raise
+            raise Unsolved("HiGHS finds nothing that fits, but something is known") from None
+        except Unsolved:
+            if tried is None:
+                raise
+            break  # what coarser colours gave stays
         with clock("bound"):
-            tried = _Tried(colours, bound_of(problem, colours, transports, relaxed.prices))
-            bound = max(bound, tried.bound.seconds)
+            priced = bound_of(problem, colours, transports, relaxed.prices)
+            bound = max(bound, priced.seconds)
         with clock("rounding"):
-            _round(problem, colours, relaxed, best, bound)
+            rounded = _round(problem, colours, relaxed, best, bound)
+            tried = _Tried(colours, priced, relaxed.parts, rounded)
         if best.is_within(bound, gap):
             break
         with clock("milp"):
@@ -182,10 +199,19 @@ def _by_programs(problem: Problem, gap: float, best: _Best, clock: _Clock) -> So
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """Colours whose linear program was solved."""
+    """Colours whose linear program was solved.
+
+    Attributes:
+        colours: those.
+        bound: what its prices say.
+        parts: of the quotient's options in its optimum.
+        rounded: the quotient's options that were made of them.
+    """
 
     colours: Colours
     bound: Bound
+    parts: Sequence[Floats]
+    rounded: Sequence[int]
 
     def is_same(self, colours: Colours) -> bool:
         """Whether other colours lead to the same program."""
@@ -195,12 +221,14 @@ class _Tried:
         ) == other.uses.max(initial=0)
 
 
-def _round(problem: Problem, colours: Colours, relaxed: Relaxed, best: _Best, bound: float) -> None:
-    """Offers the largest parts, and what descent makes of them."""
+def _round(
+    problem: Problem, colours: Colours, relaxed: Relaxed, best: _Best, bound: float
+) -> list[int]:
+    """Offers the largest parts, and what descent makes of them; the options of the quotient."""
     options = [int(np.argmax(part)) for part in relaxed.parts]
     best.offer(colours.expand(options))
     if best.is_within(bound, EXACT):
-        return
+        return options
     search = Search(colours.quotient, options)
     if fit(search):
         options = search.options
@@ -208,60 +236,81 @@ def _round(problem: Problem, colours: Colours, relaxed: Relaxed, best: _Best, bo
     search = Search(problem, colours.expand(options))
     if fit(search):
         best.offer(search.options)
+    return options
 
 
 def _by_branching(problem: Problem, tried: _Tried, gap: float, best: _Best) -> tuple[bool, float]:
     """Branch and bound over colours: whether it found a better choice, and a bound.
 
-    Options that cannot be in a better choice than the best so far are left out. Where that leaves
-    many, a first search has only those that the relaxation says cost least more; mostly they will
-    do. What is found bounds the problem only where each colour is one group.
+    First searches decide anew only around groups that the relaxation left open; mostly that will
+    do. The last leaves out only options that cannot be in a better choice than the best so far;
+    what it finds bounds the problem where each colour is one group.
     """
     is_all = len(tried.colours.quotient.costs) == len(problem.costs)
-    room = best.seconds - tried.bound.seconds
-    core = _core(problem, tried, room, CORE_COLUMNS)
+    kept = _promising(tried, best.seconds - tried.bound.seconds)
     better = False
-    if core.room < room:
-        better, _ = _branch(problem, tried, core, gap, best)
+    for reach in REACHES:
+        core = _Core.of(tried, _around(tried, kept, reach))
+        if core.columns > CORE_COLUMNS:
+            break
+        better = _branch(problem, tried, core, gap, best)[0] or better
         if best.is_within(tried.bound.seconds, gap):
             return better, -math.inf
-        core = _core(problem, tried, room, MOST_COLUMNS)
-    if core.room < room:
+    core = _Core.of(tried, kept)
+    if core.columns > MOST_COLUMNS:
         return better, -math.inf
     again, bound = _branch(problem, tried, core, gap, best)
     return better or again, min(bound, best.seconds) if is_all else -math.inf
 
 
+def _promising(tried: _Tried, room: float) -> list[Ints]:
+    """By group of the quotient, the options that cost no more than so much above the bound."""
+    colours = tried.colours.groups
+    first, counts = np.unique(colours, return_index=True, return_counts=True)[1:]
+    kept = []
+    for at, count in zip(first, counts, strict=True):
+        more = tried.bound.more[at] * count
+        kept.append(np.flatnonzero(more <= max(room, float(more.min()))))
+    return kept
+
+
+def _around(tried: _Tried, kept: Sequence[Ints], reach: int) -> list[Ints]:
+    """Of these options all for groups so near to an open one; for others what has a part.
+
+    With a negative reach, for no group all.
+    """
+    quotient = tried.colours.quotient
+    is_open = np.array([reach >= 0 and part.max() < 1.0 - ROUNDED for part in tried.parts])
+    makers = np.array([quotient.values[use.value].maker for use in quotient.uses], np.int64)
+    users = np.array([use.user for use in quotient.uses], np.int64)
+    for _ in range(reach):
+        near = is_open[makers] | is_open[users]
+        is_open[makers[near]] = is_open[users[near]] = True
+    made = []
+    for group, part in enumerate(tried.parts):
+        some = np.append(np.flatnonzero(part > ROUNDED), tried.rounded[group])
+        made.append(np.unique(np.append(kept[group], some) if is_open[group] else some))
+    return made
+
+
 @dataclass(frozen=True, eq=False)
 class _Core:
-    """A quotient with few options.
+    """A quotient with some of its options, by group; and its uses."""
 
-    Attributes:
-        room: seconds; options that cost more above the bound are left out.
-        kept: by group, the options of the quotient that are left.
-        problem: with these.
-        transports: of its uses.
-    """
-
-    room: float
-    kept: list[Ints]
+    kept: Sequence[Ints]
     problem: Problem
     transports: list[Transport]
 
-
-def _core(problem: Problem, tried: _Tried, room: float, columns: int) -> _Core:
-    """The options of as much room as so many columns allow."""
-    first, counts = np.unique(tried.colours.groups, return_index=True, return_counts=True)[1:]
-    more = [tried.bound.more[at] * count for at, count in zip(first, counts, strict=True)]
-    if not math.isfinite(room):
-        room = max(float(own[np.isfinite(own)].max()) for own in more)
-    while True:
-        kept = [np.flatnonzero(own <= max(room, float(own.min()))) for own in more]
+    @classmethod
+    def of(cls, tried: _Tried, kept: Sequence[Ints]) -> _Core:
+        """With these options."""
         smaller = only(tried.colours.quotient, kept)
-        transports = transports_of(smaller, no_colours(smaller))
-        if room <= 0.0 or sum(t.seconds.size for t in transports) <= columns:
-            return _Core(room, kept, smaller, transports)
-        room = room / 2.0 if room > 1e-12 else 0.0
+        return cls(kept, smaller, transports_of(smaller, no_colours(smaller)))
+
+    @property
+    def columns(self) -> int:
+        """About as many as its linear program has."""
+        return sum(transport.seconds.size for transport in self.transports)
 
 
 def _branch(
