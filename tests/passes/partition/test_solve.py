@@ -25,7 +25,8 @@ from deepcompile.passes.partition.problem import (
     held_of,
     seconds_of,
 )
-from deepcompile.passes.partition.relaxation import Prices, program_of, relax
+from deepcompile.passes.partition.program import program_of
+from deepcompile.passes.partition.relaxation import Prices, relax
 from deepcompile.passes.partition.solve import solve
 from deepcompile.passes.partition.transport import transports_of
 from tests.passes.partition.transformer_problems import transformer
