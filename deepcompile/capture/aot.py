@@ -23,6 +23,7 @@ from deepcompile.errors import (
     for_dynamo,
 )
 from deepcompile.ir.blame import place_of
+from deepcompile.ir.static_inputs import mark_static_inputs
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def compile_through_aot(
         graph: GraphModule, inputs: Sequence[Any], kind: CompiledGraphKind
     ) -> Callable[..., Any]:
         static = _static_inputs(graph, kind)
+        if kind == "inference":
+            mark_static_inputs(graph.graph, static)
         try:
             return compile_graph(graph, inputs, kind=kind, static_input_idxs=static)
         except torch_private.exceptions_meant_for_dynamo:
@@ -134,6 +137,7 @@ def compile_through_aot(
         joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[GraphModule, GraphModule]:
         copy_origins_to_backward(joint.graph)
+        mark_static_inputs(joint.graph, kwargs.get("static_lifetime_input_indices") or ())
         joint = run_joint_passes(joint)
         keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
         prefer_recomputing(joint.graph)

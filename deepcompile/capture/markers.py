@@ -68,6 +68,14 @@ class MarkerAxis:
         return f"{self.name}{star}={self.size}@{self.group or _NO_GROUP}"
 
 
+def mesh_of(axes: Sequence[MarkerAxis]) -> Mesh:
+    """The mesh that axes make."""
+    return Mesh(
+        tuple((axis.name, axis.size) for axis in axes),
+        frozenset(axis.name for axis in axes if axis.is_data),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class MarkerSpec:
     """What a marker needs to know; `str` writes it and `parse` reads it back.
@@ -98,10 +106,7 @@ class MarkerSpec:
     @property
     def mesh(self) -> Mesh:
         """The mesh as planning and lowering know it."""
-        return Mesh(
-            tuple((axis.name, axis.size) for axis in self.axes),
-            frozenset(axis.name for axis in self.axes if axis.is_data),
-        )
+        return mesh_of(self.axes)
 
     @property
     def local_shape(self) -> tuple[int, ...]:

@@ -6,27 +6,34 @@ import torch
 from torch.fx import GraphModule
 
 from deepcompile.cache_dir import plans_folder
+from deepcompile.capture.markers import mesh_of
 from deepcompile.cost.rates import Rates, rates_of
 from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
+from deepcompile.passes.partition.plain import axes_of, whole_sites
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.pipeline.protocol import PassContext, PassResult
 
 
 def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
-    """Plan and lower a graph that reads parameters of a mesh; others stay as they are."""
-    if not has_markers(module.graph):
+    """Plan and lower a graph that is on a mesh, by its parameters or by option; others stay."""
+    if has_markers(module.graph):
+        module = merged_markers(module)
+        sites, specs = marked_sites(module.graph)
+        axes = specs[0].axes
+    elif ctx.options.mesh is not None:
+        axes = axes_of(ctx.options.mesh)
+        sites = whole_sites(module.graph, axes)
+    else:
         return PassResult(module, changed=False)
-    module = merged_markers(module)
-    sites, specs = marked_sites(module.graph)
-    mesh = specs[0].mesh
+    mesh = mesh_of(axes)
     device = _device_of(module)
     question = Question((sites,), mesh, _rates(device), device.type)
     folder = plans_folder(ctx.options) if ctx.options.cache else None
     choice = question.answer(folder)
     solution = choice.solution
-    groups = tuple(axis.group for axis in specs[0].axes)
+    groups = tuple(axis.group for axis in axes)
     rules = {node: rule_of(node) for node in sites.steps()}
     lowering = Lowering(sites, mesh, groups, choice, rules, question.mover(choice))
     result = GraphModule(module, lowering.run())
