@@ -207,10 +207,13 @@ class Lowering:
         self._check(node, option, result)
         self._keep(node, option, result)
 
-    def _check(self, node: Node, option: Option, result: Node) -> None:
+    def _check(self, node: Node, option: Option, result: Node | tuple[Node | None, ...]) -> None:
         """Whether a rank's tensors have the shapes that their placements say."""
-        found = result.meta["val"]
-        found = found if isinstance(found, tuple | list) else (found,)
+        if isinstance(result, tuple):
+            found = tuple(None if one is None else one.meta["val"] for one in result)
+        else:
+            found = result.meta["val"]
+            found = found if isinstance(found, tuple | list) else (found,)
         for value, whole, placements in zip(found, outputs_of(node), option.outputs, strict=True):
             if whole is None:
                 continue
@@ -222,14 +225,19 @@ class Lowering:
                     + "; ".join(placements_text(placed) for placed in option.inputs)
                 )
 
-    def _keep(self, node: Node, option: Option, result: Node) -> None:
+    def _keep(self, node: Node, option: Option, result: Node | tuple[Node | None, ...]) -> None:
         made = outputs_of(node)
         several = isinstance(node.meta.get("val"), tuple | list)
         for index, (value, placements) in enumerate(zip(made, option.outputs, strict=True)):
             tensor = node, index
             if value is None or (several and tensor not in self._wanted):
                 continue
-            here = self.emit.call(operator.getitem, result, index) if several else result
+            if isinstance(result, tuple):
+                made_here = result[index]
+                assert made_here is not None
+                here = made_here
+            else:
+                here = self.emit.call(operator.getitem, result, index) if several else result
             self._have[tensor] = {placements: here}
             # What forward needs elsewhere starts to move now; the wait comes with the first use.
             for target in self._wanted.get(tensor, ()):

@@ -7,6 +7,8 @@ from . import (  # noqa: F401
     creation,
     indexing,
     joining,
+    norms,
+    planes,
     pointwise,
     products,
     reductions,
