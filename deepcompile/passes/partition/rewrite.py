@@ -22,13 +22,11 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     sites, specs = marked_sites(module.graph)
     mesh = specs[0].mesh
     device = _device_of(module)
-    formulation = Formulation(sites, mesh, _rates(device), links_of(mesh, device.type))
+    formulation = Formulation([sites], mesh, _rates(device), links_of(mesh, device.type))
     solution = solve(formulation.problem)
     choice = formulation.choice_of(solution)
     groups = tuple(axis.group for axis in specs[0].axes)
-    lowering = Lowering(
-        sites, mesh, groups, choice, formulation.options.candidates.rules, formulation.mover
-    )
+    lowering = Lowering(sites, mesh, groups, choice, formulation.rules, formulation.mover)
     result = GraphModule(module, lowering.run())
     stats = {
         "ranks": mesh.ranks,
