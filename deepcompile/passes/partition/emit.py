@@ -29,19 +29,30 @@ class Emitter:
         mode: that fake values are made in.
         sizes: ranks of each axis of the mesh.
         groups: the name of this rank's process group on each axis.
+        data: axes on which ranks have a batch each.
 
     Attributes:
         inputs: placements of the tensors that the node takes.
         outputs: placements of those that it makes.
+        data_axes: those of more than one rank on which ranks have a batch each.
+        tensor_axes: the others.
     """
 
     def __init__(
-        self, graph: Graph, mode: FakeTensorMode, sizes: Sequence[int], groups: Sequence[str]
+        self,
+        graph: Graph,
+        mode: FakeTensorMode,
+        sizes: Sequence[int],
+        groups: Sequence[str],
+        data: Sequence[int] = (),
     ) -> None:
         self.graph = graph
         self.mode = mode
         self.sizes = tuple(sizes)
         self.groups = tuple(groups)
+        axes = [axis for axis, ranks in enumerate(self.sizes) if ranks > 1]
+        self.data_axes = tuple(axis for axis in axes if axis in data)
+        self.tensor_axes = tuple(axis for axis in axes if axis not in data)
         self.inputs: tuple[Placements, ...] = ()
         self.outputs: tuple[Placements, ...] = ()
         self._input_shapes: list[tuple[int, ...]] = []
@@ -111,7 +122,7 @@ class Emitter:
         place: Node | None = None
         for axis, placement in enumerate(placements):
             if isinstance(placement, Shard) and placement.dim == dim:
-                rank = self._rank_of(axis)
+                rank = self.rank_of(axis)
                 if place is None:
                     place = rank
                 else:
@@ -119,13 +130,21 @@ class Emitter:
                     place = self.call(aten.add.Tensor, place, rank)
         return None if place is None else self.call(aten.mul.Scalar, place, extent)
 
-    def _rank_of(self, axis: int) -> Node:
+    def rank_of(self, axis: int) -> Node:
+        """This rank's place on an axis, as a tensor."""
         key = axis, self._device
         if key not in self._ranks_of:
             self._ranks_of[key] = self.call(
                 rank_ops.rank_of, self.groups[axis], device=self._device
             )
         return self._ranks_of[key]
+
+    def from_first(self, value: Node) -> Node:
+        """What the first rank of all tensor axes has, on all of them."""
+        for axis in self.tensor_axes:
+            sent = self.call(c10d.broadcast.default, _rows(self, value), 0, self.groups[axis])
+            value = self.call(c10d.wait_tensor.default, sent)
+        return value
 
     # -- moves ----------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ class Lowering:
 
     def __post_init__(self) -> None:
         mode = _mode_of(self.sites.graph)
-        self.emit = Emitter(self.graph, mode, self.mesh.sizes, self.groups)
+        data = [axis for axis in range(len(self.mesh.sizes)) if self.mesh.is_data(axis)]
+        self.emit = Emitter(self.graph, mode, self.mesh.sizes, self.groups, data)
         self._copies: dict[Node, Node] = {}
         self._have: dict[TensorId, dict[Placements, Node | _Pending]] = {}
         self._wanted: dict[TensorId, dict[Placements, None]] = {}
@@ -200,7 +201,7 @@ class Lowering:
         shared = any(
             place != REPLICATE for placed in (*option.inputs, *option.outputs) for place in placed
         )
-        if rule is not None and rule.localise is not None and shared:
+        if rule is not None and rule.localise is not None and (shared or rule.always):
             result = rule.localise(self.emit, node, args, kwargs)
         else:
             result = self.emit.call(node.target, *args, **kwargs)

@@ -115,11 +115,16 @@ def _all_to_all(calls: Sequence[Sequence[Any]]) -> Values:
     return [torch.cat([sent[rank] for sent in parts]) for rank in range(len(calls))]
 
 
+def _broadcast(calls: Sequence[Sequence[Any]]) -> Values:
+    return [calls[calls[0][1]][0].clone() for _ in calls]
+
+
 _COLLECTIVES: Mapping[Any, Callable[[Sequence[Sequence[Any]]], Values]] = {
     c10d.all_reduce.default: _all_reduce,
     c10d.all_gather_into_tensor.default: _all_gather,
     c10d.reduce_scatter_tensor.default: _reduce_scatter,
     c10d.all_to_all_single.default: _all_to_all,
+    c10d.broadcast.default: _broadcast,
 }
 
 _LOCAL: Mapping[Any, Callable[..., Any]] = {

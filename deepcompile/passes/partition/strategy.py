@@ -99,6 +99,7 @@ class Rule:
             neither; every shard of one is then a strategy if the relation knows the other.
         pieces: shards in pieces that the node gives rise to, by input (first) and output (second).
         localise: how a rank computes its part; None: the same operation on its parts of tensors.
+        always: whether `localise` is asked too where every rank computes all.
         together: whether strategies of all tensor axes, outermost first, can be used at once,
             where that is more than each tensor's placements say; None: always.
     """
@@ -108,6 +109,7 @@ class Rule:
     relation: Relation | None = None
     pieces: tuple[Mapping[int, tuple[Shard, ...]], Mapping[int, tuple[Shard, ...]]] = ({}, {})
     localise: Localise | None = None
+    always: bool = False
     together: Callable[[Sequence[Strategy]], bool] | None = None
 
 

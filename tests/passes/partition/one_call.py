@@ -88,7 +88,7 @@ def call(
 class Shared:
     """A call on a mesh: its graph of one device, its options, and the check of each of them."""
 
-    def __init__(self, given: Call, mesh: Mesh) -> None:
+    def __init__(self, given: Call, mesh: Mesh, pieces: bool = False) -> None:
         self.call = given
         self.mesh = mesh
         self.graph = Graph()
@@ -126,6 +126,8 @@ class Shared:
         self.graph.output(tuple(self.outputs))
         self.plain_sites = Sites(self.graph, ())
         self.options = Options(self.plain_sites, mesh, RATES)
+        if pieces:
+            self._suggest_pieces()
         plain = pytree.tree_map(
             lambda v: torch.zeros(v.shape, dtype=torch.float64) if isinstance(v, Zeros) else v,
             (given.args, given.kwargs),
@@ -133,6 +135,17 @@ class Shared:
         expected = given.target(*plain[0], **plain[1])
         several = isinstance(expected, tuple | list)
         self.expected = [v for v in (expected if several else [expected]) if isinstance(v, Tensor)]
+
+    def _suggest_pieces(self) -> None:
+        """Two equal and two unequal ones of each dimension of each tensor."""
+        made = [(self.node, index) for index in range(len(outputs_of(self.node)))]
+        for tensor in (*self.plain_sites.inputs_of(self.node), *made):
+            value = outputs_of(tensor[0])[tensor[1]]
+            for dim, extent in enumerate(() if value is None else value.shape):
+                for first in (extent // 2, extent // 4):
+                    if 0 < first < extent:
+                        shard = Shard(dim, (first, extent - first))
+                        self.options.candidates.suggest(tensor, shard)
 
     def _outputs(self) -> list[Node]:
         value = self.node.meta["val"]
@@ -210,10 +223,12 @@ class Shared:
         return None
 
 
-def mistakes(given: Call, mesh: Mesh, most: int = 1000, seed: int = 0) -> Iterator[str]:
-    """Of the options of a call, or a sample of them."""
-    shared = Shared(given, mesh)
-    options = list(shared.choices())
+def mistakes(
+    given: Call, mesh: Mesh, most: int = 1000, seed: int = 0, pieces: bool = False
+) -> Iterator[str]:
+    """Of the options of a call, or a sample of them; with `pieces`, of those in pieces."""
+    shared = Shared(given, mesh, pieces)
+    options = [option for option in shared.choices() if not pieces or _in_pieces(option)]
     if len(options) > most:
         options = random.Random(seed).sample(options, most)
     for option in options:
@@ -223,6 +238,11 @@ def mistakes(given: Call, mesh: Mesh, most: int = 1000, seed: int = 0) -> Iterat
             mistake = f"{type(error).__name__}: {error}"
         if mistake is not None:
             yield f"{given} on {mesh} as {option_text(option)}: {mistake}"
+
+
+def _in_pieces(option: Option) -> bool:
+    places = (place for placed in (*option.inputs, *option.outputs) for place in placed)
+    return any(isinstance(place, Shard) and bool(place.pieces) for place in places)
 
 
 def option_text(option: Option) -> str:

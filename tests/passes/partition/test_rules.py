@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepcompile.capture import philox
 from deepcompile.ir.mesh import Mesh
 from tests.passes.partition.one_call import Call, Zeros, call, mistakes
 
@@ -351,6 +352,12 @@ def indexing() -> Iterator[Call]:
     yield call(aten.index_put.default, base, [ints(4, 8), ints(8, 8)], rand(), True)
     yield call(aten.index_put.default, base, [None, ints(8, 4)], rand(4, 4), True)
     yield call(aten.index_put.default, base, [rand(4) > 0], rand())
+    yield call(aten.index_put.default, base, [torch.tensor([3, 1]), torch.tensor([0, 6])], rand(2))
+    yield call(aten.index_put.default, rand(4, 8, 12), [ints(4, 4), None, ints(12, 4)],
+               rand(4, 8), True)
+    yield call(aten.index_put.default, rand(2, 8, 4), [None, torch.tensor([[3], [1]])],
+               rand(2, 1, 4))
+    yield call(aten.searchsorted.Tensor, rand(4, 8).sort(-1)[0], rand(4, 8))
     yield call(aten.index_put.default, base, [rand(4, 8) > 0], rand())
     yield call(aten.index_add.default, base, 1, ints(8, 4), rand(4, 4))
     yield call(aten._unsafe_index.Tensor, rand(4, 8, 4, 4), [None, None, ints(4, 8, 1), ints(4, 8)])
@@ -363,7 +370,6 @@ def indexing() -> Iterator[Call]:
     )
     yield call(aten.searchsorted.Tensor, torch.arange(8.0), rand(4, 8).float())
     yield call(aten.bucketize.Tensor, rand(4, 8), torch.arange(8.0, dtype=F64))
-    yield call(aten.one_hot.default, ints(4, 8), 4)
 
 
 def creation() -> Iterator[Call]:
@@ -426,9 +432,18 @@ def attention() -> Iterator[Call]:
         )
 
 
+def draws() -> Iterator[Call]:
+    seed = torch.tensor([-(3**39)])
+    for kind in (philox.philox_uniform, philox.philox_normal):
+        for size in ([8], [4, 8, 4]):
+            yield call(
+                kind, seed, 3, size, dtype=torch.float32, device=torch.device("cpu"), bitwise=True
+            )
+
+
 FAMILIES = (
     pointwise, views, joining, reductions, products, convolutions, norms, indexing, creation,
-    attention,
+    attention, draws,
 )  # fmt: skip
 MESHES = ("tp=2", "tp=4", "a=2,b=2")
 MOST = {"tp=2": 60, "tp=4": 60, "a=2,b=2": 12}
@@ -440,5 +455,17 @@ def test_each_way_to_share_an_operation_computes_it(family, mesh) -> None:
     torch.manual_seed(0)
     found = [
         mistake for given in family() for mistake in mistakes(given, Mesh.of(mesh, ()), MOST[mesh])
+    ]
+    assert not found, "\n".join([f"{len(found)} mistakes", *found[:40]])
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("mesh", ("tp=2", "a=2,b=2"))
+def test_each_way_in_pieces_computes_it(family, mesh) -> None:
+    torch.manual_seed(0)
+    found = [
+        mistake
+        for given in family()
+        for mistake in mistakes(given, Mesh.of(mesh, ()), MOST[mesh], pieces=True)
     ]
     assert not found, "\n".join([f"{len(found)} mistakes", *found[:40]])

@@ -11,6 +11,7 @@ from . import (  # noqa: F401
     planes,
     pointwise,
     products,
+    random,
     reductions,
     views,
 )
