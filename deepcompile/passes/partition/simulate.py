@@ -6,6 +6,7 @@ device wherever that one runs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def simulate(
     mesh: Mesh,
     groups: Sequence[str],
     watch: Callable[[Node, Values], None] | None = None,
+    constants: object = None,
 ) -> list[Any]:
     """The outputs of every rank.
 
@@ -38,6 +40,7 @@ def simulate(
         mesh: the ranks.
         groups: the name of each axis' process group in the graph.
         watch: is called with each node and what it is on every rank.
+        constants: has the tensors that the graph names, as attributes: its module.
     """
     axes = {name: axis for axis, name in enumerate(groups)}
     ranks = range(mesh.ranks)
@@ -46,6 +49,8 @@ def simulate(
     for node in graph.nodes:
         if node.op == "placeholder":
             values[node] = [next(feed) for feed in feeds]
+        elif node.op == "get_attr":
+            values[node] = [operator.attrgetter(str(node.target))(constants) for _ in ranks]
         elif node.op == "output":
             return [_of_rank(node.args[0], values, rank) for rank in ranks]
         else:
