@@ -153,6 +153,22 @@ class RandomPlan:
                 return False
         return True
 
+    def results(self, joint: GraphModule, values: Mapping[Node, Any], seed: int) -> list[Any]:
+        """What every rank returns for inputs that are given whole."""
+        rules = self.options.candidates.rules
+        names = self.mesh.names
+        local = Lowering(self.sites, self.mesh, names, self.choice, rules, self.mover).run()
+        placed = {p.source: self.choice.parameters[p.name] for p in self.sites.parameters}
+        feeds: list[list[Any]] = [[] for _ in range(self.mesh.ranks)]
+        for node, value in values.items():
+            parts = [value] * self.mesh.ranks
+            if isinstance(value, Tensor):
+                parts = scattered(value, placed.get(node, self.whole), self.mesh)
+            for feed, part in zip(feeds, parts, strict=True):
+                feed.append(part)
+        torch.manual_seed(seed)
+        return simulate(local, feeds, self.mesh, names, constants=joint)
+
 
 def _shares(option: Option) -> bool:
     places = [place for placed in (*option.inputs, *option.outputs) for place in placed]
@@ -160,37 +176,28 @@ def _shares(option: Option) -> bool:
 
 
 def compare(
-    joint: GraphModule, values: Mapping[Node, Any], plan: RandomPlan, seed: int = 7
+    joint: GraphModule,
+    values: Mapping[Node, Any],
+    plan: RandomPlan,
+    seed: int = 7,
+    exactly: Tensor | None = None,
 ) -> list[str]:
-    """What differs between one device and the ranks of a plan."""
+    """What differs between one device and the ranks of a plan; `exactly` is to the bit.
+
+    Each rank draws a seed of its own from the generator.
+    """
     torch.manual_seed(seed)
     expected = pytree.tree_leaves(
         Interpreter(joint).run(*[_copied(value) for value in values.values()]),
         is_leaf=lambda leaf: leaf is None,
     )
-    lowering = Lowering(
-        plan.sites,
-        plan.mesh,
-        plan.mesh.names,
-        plan.choice,
-        plan.options.candidates.rules,
-        plan.mover,
-    )
-    local = lowering.run()
-    placed = {p.source: plan.choice.parameters[p.name] for p in plan.sites.parameters}
-    feeds: list[list[Any]] = [[] for _ in range(plan.mesh.ranks)]
-    for node, value in values.items():
-        whole = isinstance(value, Tensor)
-        parts = (
-            scattered(value, placed.get(node, plan.whole), plan.mesh)
-            if whole
-            else [value] * plan.mesh.ranks
-        )
-        for feed, part in zip(feeds, parts, strict=True):
-            feed.append(part)
-    torch.manual_seed(seed)
-    results = simulate(local, feeds, plan.mesh, plan.mesh.names, constants=joint)
-    return _differences(joint, plan, expected, results)
+    results = plan.results(joint, values, seed)
+    found = _differences(joint, plan, expected, results)
+    if exactly is not None:
+        position = next(i for i, value in enumerate(expected) if value.shape == exactly.shape)
+        if not all(torch.equal(result[position], exactly) for result in results):
+            found.append("random numbers differ")
+    return found
 
 
 def _copied(value: Any) -> Any:
