@@ -478,7 +478,7 @@ def test_each_way_to_share_an_operation_computes_it(family, mesh) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-@pytest.mark.parametrize("mesh", ("tp=2", "a=2,b=2"))
+@pytest.mark.parametrize("mesh", ["tp=2", "a=2,b=2"])
 def test_each_way_in_pieces_computes_it(family, mesh) -> None:
     torch.manual_seed(0)
     found = [
