@@ -13,8 +13,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ...capture import philox
 from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS, WAITS
-from ...capture.philox import philox_normal, philox_uniform
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
@@ -242,8 +242,16 @@ def is_fusible(node: Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and (
         torch.Tag.pointwise in target.tags
         or (target.is_view and target not in WAITS)
-        or target in (philox_uniform, philox_normal)
+        or target in _DRAWS
     )
+
+
+_DRAWS = (
+    philox.philox_uniform,
+    philox.philox_normal,
+    philox.philox_uniform_part,
+    philox.philox_normal_part,
+)
 
 
 def why_kept(node: Node) -> str | None:

@@ -33,7 +33,19 @@ class Candidates:
         self._ranks = [count for count in ranks if count > 1]
         self._found: dict[TensorId, dict[Shard, None]] = {}
         self.rules: dict[Node, Rule | None] = {node: rule_of(node) for node in sites.steps()}
-        self._spread()
+        self._users: dict[TensorId, list[Node]] = {}
+        for node in self.rules:
+            for tensor in self._sites.inputs_of(node):
+                self._users.setdefault(tensor, []).append(node)
+        self._spread(self.rules)
+
+    def suggest(self, tensor: TensorId, shard: Shard) -> None:
+        """Consider pieces that the graph does not give rise to, and what follows from them."""
+        changed: list[TensorId] = []
+        self._add(tensor, shard, changed)
+        for known in changed:
+            maker = [known[0]] if known[0] in self.rules else []
+            self._spread([*self._users.get(known, ()), *maker])
 
     def of(self, tensor: TensorId) -> Mapping[Shard, None]:
         """Shards in pieces of a tensor."""
@@ -49,17 +61,13 @@ class Candidates:
         )
         return [*plain, *self.of(tensor)]
 
-    def _spread(self) -> None:
-        users: dict[TensorId, list[Node]] = {}
-        for node in self.rules:
-            for tensor in self._sites.inputs_of(node):
-                users.setdefault(tensor, []).append(node)
-        queue = dict.fromkeys(self.rules)
+    def _spread(self, start: Iterable[Node]) -> None:
+        queue = dict.fromkeys(start)
         while queue:
             node = next(iter(queue))
             del queue[node]
             for tensor in self._spread_over(node):
-                queue.update(dict.fromkeys(users.get(tensor, ())))
+                queue.update(dict.fromkeys(self._users.get(tensor, ())))
                 if tensor[0] in self.rules:
                     queue[tensor[0]] = None
 

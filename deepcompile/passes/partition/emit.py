@@ -29,19 +29,30 @@ class Emitter:
         mode: that fake values are made in.
         sizes: ranks of each axis of the mesh.
         groups: the name of this rank's process group on each axis.
+        data: axes on which ranks have a batch each.
 
     Attributes:
         inputs: placements of the tensors that the node takes.
         outputs: placements of those that it makes.
+        data_axes: those of more than one rank on which ranks have a batch each.
+        tensor_axes: the others.
     """
 
     def __init__(
-        self, graph: Graph, mode: FakeTensorMode, sizes: Sequence[int], groups: Sequence[str]
+        self,
+        graph: Graph,
+        mode: FakeTensorMode,
+        sizes: Sequence[int],
+        groups: Sequence[str],
+        data: Sequence[int] = (),
     ) -> None:
         self.graph = graph
         self.mode = mode
         self.sizes = tuple(sizes)
         self.groups = tuple(groups)
+        axes = [axis for axis, ranks in enumerate(self.sizes) if ranks > 1]
+        self.data_axes = tuple(axis for axis in axes if axis in data)
+        self.tensor_axes = tuple(axis for axis in axes if axis not in data)
         self.inputs: tuple[Placements, ...] = ()
         self.outputs: tuple[Placements, ...] = ()
         self._input_shapes: list[tuple[int, ...]] = []
@@ -93,6 +104,15 @@ class Emitter:
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         return node
 
+    def reshaped(self, value: Node, shape: Sequence[int]) -> Node:
+        """A view, of a copy where the tensor is not one block of memory as views need it."""
+        try:
+            return self.call(aten.view.default, value, list(shape))
+        except (RuntimeError, ValueError):
+            self.graph.erase_node(next(iter(reversed(self.graph.nodes))))
+        block = self.call(aten.clone.default, value, memory_format=torch.contiguous_format)
+        return self.call(aten.view.default, block, list(shape))
+
     def scalar(self, value: float, like: Node) -> Node:
         """A tensor without dimensions, of the dtype of another."""
         example = like.meta["val"]
@@ -111,7 +131,7 @@ class Emitter:
         place: Node | None = None
         for axis, placement in enumerate(placements):
             if isinstance(placement, Shard) and placement.dim == dim:
-                rank = self._rank_of(axis)
+                rank = self.rank_of(axis)
                 if place is None:
                     place = rank
                 else:
@@ -119,13 +139,21 @@ class Emitter:
                     place = self.call(aten.add.Tensor, place, rank)
         return None if place is None else self.call(aten.mul.Scalar, place, extent)
 
-    def _rank_of(self, axis: int) -> Node:
+    def rank_of(self, axis: int) -> Node:
+        """This rank's place on an axis, as a tensor."""
         key = axis, self._device
         if key not in self._ranks_of:
             self._ranks_of[key] = self.call(
                 rank_ops.rank_of, self.groups[axis], device=self._device
             )
         return self._ranks_of[key]
+
+    def from_first(self, value: Node) -> Node:
+        """What the first rank of all tensor axes has, on all of them."""
+        for axis in self.tensor_axes:
+            sent = self.call(c10d.broadcast.default, _rows(self, value), 0, self.groups[axis])
+            value = self.call(c10d.wait_tensor.default, sent)
+        return value
 
     # -- moves ----------------------------------------------------------------------------------
 
@@ -183,13 +211,12 @@ class Emitter:
         ]
         joined = self.call(aten.cat.default, fronts, dim + 1)
         shape = list(joined.meta["val"].shape)
-        return self.call(aten.reshape.default, joined, [shape[0] * shape[1], *shape[2:]])
+        return self.reshaped(joined, [shape[0] * shape[1], *shape[2:]])
 
     def _folded(self, value: Node, dim: int, ranks: int) -> Node:
         """[ranks, ...] of parts along a dimension."""
         shape = list(value.meta["val"].shape)
-        split = self.call(
-            aten.reshape.default,
+        split = self.reshaped(
             value,
             [*shape[:dim], ranks, shape[dim] // ranks, *shape[dim + 1 :]],
         )
@@ -200,7 +227,7 @@ class Emitter:
         folded = self._folded(value, dim, ranks)
         shape = list(folded.meta["val"].shape)
         flat = self.call(aten.clone.default, folded, memory_format=torch.contiguous_format)
-        return self.call(aten.reshape.default, flat, [shape[0] * shape[1], *shape[2:]])
+        return self.reshaped(flat, [shape[0] * shape[1], *shape[2:]])
 
     def _parts_together(self, value: Node, placement: Placement, ranks: int) -> Node:
         """One tensor of parts that lie one after the other in the first dimension."""
@@ -208,7 +235,7 @@ class Emitter:
         if dim == 0 and not pieces:
             return value
         shape = list(value.meta["val"].shape)
-        split = self.call(aten.reshape.default, value, [ranks, shape[0] // ranks, *shape[1:]])
+        split = self.reshaped(value, [ranks, shape[0] // ranks, *shape[1:]])
         local = [ranks, shape[0] // ranks, *shape[1:]]
         if not pieces:
             return self._unfolded(split, dim)
@@ -228,7 +255,7 @@ class Emitter:
         turned = self.call(aten.permute.default, value, order)
         flat = self.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
         joined = [*shape[1 : dim + 1], shape[0] * shape[dim + 1], *shape[dim + 2 :]]
-        return self.call(aten.reshape.default, flat, joined)
+        return self.reshaped(flat, joined)
 
     def _after_exchange(self, here: Node, step: Step, before: Node) -> Node:
         """Parts from all ranks, joined along what was sharded before."""
@@ -236,7 +263,7 @@ class Emitter:
         target, _ = _shard(step.target)
         shape = list(before.meta["val"].shape)
         shape[target] //= ranks
-        split = self.call(aten.reshape.default, here, [ranks * shape[0], *shape[1:]])
+        split = self.reshaped(here, [ranks * shape[0], *shape[1:]])
         return self._parts_together(split, step.source, ranks)
 
 

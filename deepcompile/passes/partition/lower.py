@@ -67,7 +67,8 @@ class Lowering:
 
     def __post_init__(self) -> None:
         mode = _mode_of(self.sites.graph)
-        self.emit = Emitter(self.graph, mode, self.mesh.sizes, self.groups)
+        data = [axis for axis in range(len(self.mesh.sizes)) if self.mesh.is_data(axis)]
+        self.emit = Emitter(self.graph, mode, self.mesh.sizes, self.groups, data)
         self._copies: dict[Node, Node] = {}
         self._have: dict[TensorId, dict[Placements, Node | _Pending]] = {}
         self._wanted: dict[TensorId, dict[Placements, None]] = {}
@@ -200,17 +201,21 @@ class Lowering:
         shared = any(
             place != REPLICATE for placed in (*option.inputs, *option.outputs) for place in placed
         )
-        if rule is not None and rule.localise is not None and shared:
+        if rule is not None and rule.localise is not None and (shared or rule.always):
             result = rule.localise(self.emit, node, args, kwargs)
         else:
             result = self.emit.call(node.target, *args, **kwargs)
         self._check(node, option, result)
         self._keep(node, option, result)
 
-    def _check(self, node: Node, option: Option, result: Node) -> None:
+    def _check(self, node: Node, option: Option, result: Node | tuple[Node | None, ...]) -> None:
         """Whether a rank's tensors have the shapes that their placements say."""
-        found = result.meta["val"]
-        found = found if isinstance(found, tuple | list) else (found,)
+        found: Any
+        if isinstance(result, tuple):
+            found = tuple(None if one is None else one.meta["val"] for one in result)
+        else:
+            found = result.meta["val"]
+            found = found if isinstance(found, tuple | list) else (found,)
         for value, whole, placements in zip(found, outputs_of(node), option.outputs, strict=True):
             if whole is None:
                 continue
@@ -222,14 +227,17 @@ class Lowering:
                     + "; ".join(placements_text(placed) for placed in option.inputs)
                 )
 
-    def _keep(self, node: Node, option: Option, result: Node) -> None:
+    def _keep(self, node: Node, option: Option, result: Node | tuple[Node | None, ...]) -> None:
         made = outputs_of(node)
         several = isinstance(node.meta.get("val"), tuple | list)
         for index, (value, placements) in enumerate(zip(made, option.outputs, strict=True)):
             tensor = node, index
             if value is None or (several and tensor not in self._wanted):
                 continue
-            here = self.emit.call(operator.getitem, result, index) if several else result
+            here = result[index] if isinstance(result, tuple) else result
+            assert here is not None
+            if several and not isinstance(result, tuple):
+                here = self.emit.call(operator.getitem, here, index)
             self._have[tensor] = {placements: here}
             # What forward needs elsewhere starts to move now; the wait comes with the first use.
             for target in self._wanted.get(tensor, ()):

@@ -119,7 +119,10 @@ class Options:
         plain = torch.fx.node.map_arg(
             (node.args, node.kwargs), lambda source: source.target in _ZEROS
         )
-        return node.target, str(plain), same, shapes, pieces
+        # What a rule has depends on strides too, for the few that look at them.
+        rule = self.candidates.rules.get(node)
+        kind = (len(rule.factors), rule.relation is None) if rule is not None else None
+        return node.target, str(plain), same, shapes, pieces, kind
 
     def _options(self, node: Node) -> tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]:
         rule = self.candidates.rules.get(node)
@@ -172,6 +175,13 @@ class Options:
     ) -> Option | None:
         made = tuple(self._over_axes([s.outputs[i] for s in chosen]) for i in range(len(outputs)))
         taken = tuple(self._over_axes([s.inputs[i] for s in chosen]) for i in range(len(inputs)))
+        for units in {strategy.units for strategy in chosen if strategy.units}:
+            pairs = zip(self.axes, chosen, strict=True)
+            if units % math.prod(self.mesh.sizes[a] for a, s in pairs if s.units == units):
+                return None
+        rule = self.candidates.rules.get(node)
+        if rule is not None and rule.together is not None and not rule.together(chosen):
+            return None
         for shapes, placed in ((inputs, taken), (outputs, made)):
             for shape, placements in zip(shapes, placed, strict=True):
                 if shape is not None and not fits(shape, placements, self.mesh.sizes):

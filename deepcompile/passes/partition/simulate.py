@@ -6,6 +6,7 @@ device wherever that one runs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def simulate(
     mesh: Mesh,
     groups: Sequence[str],
     watch: Callable[[Node, Values], None] | None = None,
+    constants: object = None,
 ) -> list[Any]:
     """The outputs of every rank.
 
@@ -38,6 +40,7 @@ def simulate(
         mesh: the ranks.
         groups: the name of each axis' process group in the graph.
         watch: is called with each node and what it is on every rank.
+        constants: has the tensors that the graph names, as attributes: its module.
     """
     axes = {name: axis for axis, name in enumerate(groups)}
     ranks = range(mesh.ranks)
@@ -46,6 +49,8 @@ def simulate(
     for node in graph.nodes:
         if node.op == "placeholder":
             values[node] = [next(feed) for feed in feeds]
+        elif node.op == "get_attr":
+            values[node] = [operator.attrgetter(str(node.target))(constants) for _ in ranks]
         elif node.op == "output":
             return [_of_rank(node.args[0], values, rank) for rank in ranks]
         else:
@@ -115,11 +120,16 @@ def _all_to_all(calls: Sequence[Sequence[Any]]) -> Values:
     return [torch.cat([sent[rank] for sent in parts]) for rank in range(len(calls))]
 
 
+def _broadcast(calls: Sequence[Sequence[Any]]) -> Values:
+    return [calls[calls[0][1]][0].clone() for _ in calls]
+
+
 _COLLECTIVES: Mapping[Any, Callable[[Sequence[Sequence[Any]]], Values]] = {
     c10d.all_reduce.default: _all_reduce,
     c10d.all_gather_into_tensor.default: _all_gather,
     c10d.reduce_scatter_tensor.default: _reduce_scatter,
     c10d.all_to_all_single.default: _all_to_all,
+    c10d.broadcast.default: _broadcast,
 }
 
 _LOCAL: Mapping[Any, Callable[..., Any]] = {

@@ -32,10 +32,13 @@ class Strategy:
     Attributes:
         outputs: of each tensor that the node makes, in order.
         inputs: of each tensor that it takes, in the order of `tensor_inputs`.
+        units: what ranks share in the end, where a dimension consists of so many equal units that
+            stay together, as the channels of a group; 0: each element is one.
     """
 
     outputs: tuple[Placement, ...]
     inputs: tuple[Placement, ...]
+    units: int = 0
 
     @property
     def shares_work(self) -> bool:
@@ -53,12 +56,14 @@ class Factor:
         reduced: what reduces the parts of outputs that do not have it; None if nothing does, then
             an output without it is the same on every rank.
         whole: whether it cannot be sharded in pieces.
+        units: see `Strategy`.
     """
 
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
     reduced: PartialKind | None = None
     whole: bool = False
+    units: int = 0
 
     def strategy(self, pieces: tuple[int, ...] = ()) -> Strategy:
         """The factor sharded, in pieces or not."""
@@ -66,6 +71,7 @@ class Factor:
         return Strategy(
             tuple(missing if dim is None else Shard(dim, pieces) for dim in self.outputs),
             tuple(REPLICATE if dim is None else Shard(dim, pieces) for dim in self.inputs),
+            self.units,
         )
 
 
@@ -93,6 +99,9 @@ class Rule:
             neither; every shard of one is then a strategy if the relation knows the other.
         pieces: shards in pieces that the node gives rise to, by input (first) and output (second).
         localise: how a rank computes its part; None: the same operation on its parts of tensors.
+        always: whether `localise` is asked too where every rank computes all.
+        together: whether strategies of all tensor axes, outermost first, can be used at once,
+            where that is more than each tensor's placements say; None: always.
     """
 
     factors: tuple[Factor, ...] = ()
@@ -100,10 +109,15 @@ class Rule:
     relation: Relation | None = None
     pieces: tuple[Mapping[int, tuple[Shard, ...]], Mapping[int, tuple[Shard, ...]]] = ({}, {})
     localise: Localise | None = None
+    always: bool = False
+    together: Callable[[Sequence[Strategy]], bool] | None = None
 
 
 Localise = Callable[[Any, Node, tuple[Any, ...], dict[str, Any]], Any]
-"""(the emitter with the placements of the node, the node, local args, local kwargs) -> result."""
+"""(the emitter with the placements of the node, the node, local args, local kwargs) -> result.
+
+The result is a node, or a tuple with a node (or None) for each output.
+"""
 
 
 RuleMaker = Callable[[Node], Rule | None]
@@ -207,6 +221,8 @@ def divisible(
     ranks: int,
 ) -> str | None:
     """Why ranks cannot share equally; None if they can."""
+    if strategy.units % ranks:
+        return f"{strategy.units} groups are not divisible by {ranks}"
     pairs = [
         *zip(inputs, strategy.inputs, strict=True),
         *zip(outputs, strategy.outputs, strict=True),
@@ -227,6 +243,8 @@ def enumerate_strategies(
 ) -> Iterator[Strategy]:
     """All strategies of a node, the one that replicates first, each once; unchecked for division.
 
+    Truth values have no parts of sums.
+
     Args:
         node: of the graph.
         rule: None for a node that nothing is known of.
@@ -234,6 +252,8 @@ def enumerate_strategies(
             (position, True).
     """
     seen: dict[Strategy, None] = {replicated(node): None}
+    truths = tuple(_is_truth(value) for value in outputs_of(node))
+    taken = tuple(_is_truth(tensor_of(value_of(source))) for source in tensor_inputs(node))
     if rule is not None:
         for factor in rule.factors:
             known: dict[tuple[int, ...], None] = {(): None}
@@ -257,4 +277,14 @@ def enumerate_strategies(
                     seen.setdefault(Strategy((shard,), (source,)))
         for strategy in rule.strategies:
             seen.setdefault(strategy)
-    return iter(seen)
+    for strategy in seen:
+        pairs = (
+            *zip(strategy.outputs, truths, strict=True),
+            *zip(strategy.inputs, taken, strict=True),
+        )
+        if not any(truth and isinstance(placement, Partial) for placement, truth in pairs):
+            yield strategy
+
+
+def _is_truth(value: torch.Tensor | None) -> bool:
+    return value is not None and value.dtype == torch.bool

@@ -5,10 +5,14 @@ from __future__ import annotations
 from . import (  # noqa: F401
     attention,
     creation,
+    experts,
     indexing,
     joining,
+    norms,
+    planes,
     pointwise,
     products,
+    random,
     reductions,
     views,
 )

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from deepcompile.passes.partition.strategy import Factor, Rule, rule_for, shape_of, tensor_inputs
+from deepcompile.ir.placements import PARTIAL, REPLICATE, Partial, PartialKind
+from deepcompile.passes.partition.strategy import (
+    Factor,
+    Rule,
+    Strategy,
+    rule_for,
+    shape_of,
+    tensor_inputs,
+)
 
 aten = torch.ops.aten
 
@@ -23,7 +31,19 @@ def _dims(node: Node, whole: bool = False) -> tuple[Factor, ...]:
 
 @rule_for(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)
 def _constant(node: Node) -> Rule:
-    return Rule(_dims(node), localise=_local_constant)
+    # Zeros on every rank are a part of a sum of zeros.
+    zeros = node.target is aten.zeros.default or (
+        node.target is aten.full.default and node.args[1] == 0
+    )
+    return Rule(_dims(node), _PARTIAL if zeros else (), localise=_local_constant)
+
+
+_PARTIAL = (Strategy((PARTIAL,), ()),)
+
+
+@rule_for(aten.scalar_tensor.default)
+def _scalar(node: Node) -> Rule:
+    return Rule((), _PARTIAL if node.args[0] == 0 else ())
 
 
 def _local_constant(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -33,8 +53,17 @@ def _local_constant(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[s
 @rule_for(aten.full_like.default, aten.zeros_like.default, aten.ones_like.default)
 @rule_for(aten.empty_like.default)
 def _like(node: Node) -> Rule:
+    # What is not read need not be whole.
+    kinds: tuple[PartialKind, ...] = ("sum", "max", "min")
+    unread = [Strategy((REPLICATE,), (Partial(kind),)) for kind in kinds]
+    zeros = node.target is aten.zeros_like.default or (
+        node.target is aten.full_like.default and node.args[1] == 0
+    )
+    if zeros:
+        unread += [Strategy((PARTIAL,), (REPLICATE,)), Strategy((PARTIAL,), (PARTIAL,))]
     return Rule(
-        tuple(Factor((dim,), (dim,)) for dim, extent in enumerate(shape_of(node)) if extent > 1)
+        tuple(Factor((dim,), (dim,)) for dim, extent in enumerate(shape_of(node)) if extent > 1),
+        tuple(unread),
     )
 
 

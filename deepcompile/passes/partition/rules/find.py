@@ -7,7 +7,9 @@ import operator
 import torch
 from torch.fx import Node
 
+from deepcompile.passes.partition.rules.experts import BY_NAME
 from deepcompile.passes.partition.rules.pointwise import pointwise_rule
+from deepcompile.passes.partition.rules.random import drawn_rule
 from deepcompile.passes.partition.strategy import (
     Rule,
     outputs_of,
@@ -22,15 +24,25 @@ def rule_of(node: Node) -> Rule | None:
 
     Operators without a rule of their own that torch tags as pointwise have that of pointwise ones.
     """
-    if node.op != "call_function" or not _is_static(node):
+    if node.op != "call_function":
         return None
-    found = registered_rule(node)
+    tags = getattr(node.target, "tags", ())
+    found = _known_rule(node) if _is_static(node) else None
     if found is not None:
         return found
-    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags:
+        return drawn_rule(node)
+    if not _is_static(node):
+        return None
     if torch.Tag.pointwise in tags and len(outputs_of(node)) == 1:
         return pointwise_rule(node)
     return None
+
+
+def _known_rule(node: Node) -> Rule | None:
+    schema = getattr(node.target, "_schema", None)
+    maker = BY_NAME.get(schema.name) if schema is not None else None
+    return registered_rule(node) if maker is None else maker(node)
 
 
 def is_getitem(node: Node) -> bool:

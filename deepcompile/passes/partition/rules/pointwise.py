@@ -66,9 +66,12 @@ _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.con
 @rule_for(aten._to_copy.default)
 def _cast(node: Node) -> Rule:
     source, target = (tensor_inputs(node)[0].meta["val"].dtype, node.meta["val"].dtype)
+    if not (source.is_floating_point and target.is_floating_point):
+        return Rule(broadcast_factors(node))
     # Sums are not rounded before all parts are there.
-    widens = source.is_floating_point and torch.promote_types(source, target) == target
-    return Rule(broadcast_factors(node), linear_in(node, (0,)) if widens else ())
+    widens = torch.promote_types(source, target) == target
+    kinds: tuple[PartialKind, ...] = ("sum", "max", "min") if widens else ("max", "min")
+    return Rule(broadcast_factors(node), linear_in(node, (0,), kinds=kinds))
 
 
 @rule_for(aten.add.Tensor, aten.sub.Tensor)
@@ -96,6 +99,19 @@ def _quotient(node: Node) -> Rule:
     return Rule(broadcast_factors(node), linear)
 
 
+@rule_for(aten.copy.default)
+def _copy(node: Node) -> Rule:
+    into, source = (value.meta["val"].dtype for value in tensor_inputs(node))
+    linear = linear_in(node, (1,), kinds=("sum", "max", "min")) if into == source else ()
+    return Rule(broadcast_factors(node), linear)
+
+
+@rule_for(aten.copy_.default)
+def _write(node: Node) -> Rule:
+    """A buffer of the model, which every rank has whole."""
+    return Rule()
+
+
 @rule_for(aten.where.self)
 def _where(node: Node) -> Rule:
     inputs = tensor_inputs(node)
@@ -118,6 +134,8 @@ def _is_zero(node: Node) -> bool:
 
 @rule_for(aten.threshold_backward.default, aten.silu_backward.default, aten.tanh_backward.default)
 @rule_for(aten.gelu_backward.default, aten.sigmoid_backward.default)
+@rule_for(aten.softplus_backward.default, aten.leaky_relu_backward.default)
+@rule_for(aten.elu_backward.default, aten.hardtanh_backward.default)
 def _gradient(node: Node) -> Rule:
     return Rule(broadcast_factors(node), linear_in(node, (0,)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from deepcompile.ir.placements import PARTIAL, REPLICATE
+from deepcompile.ir.placements import PARTIAL
 from deepcompile.passes.partition.strategy import (
     Factor,
     Rule,
@@ -79,53 +79,65 @@ def _bias_dim(bias: tuple[int, ...], shape: tuple[int, ...], dim: int) -> int | 
 @rule_for(aten.convolution.default)
 def _convolution(node: Node) -> Rule:
     transposed, groups = bool(node.args[6]), int(node.args[8])  # type: ignore[arg-type]
-    has_bias = isinstance(node.args[2], Node)
-    bias: tuple[int | None, ...] = (None,) if has_bias else ()
-    factors = [Factor((0, None, *bias), (0,))]
+    bias: tuple[int | None, ...] = (0,) if isinstance(node.args[2], Node) else ()
+    factors = [Factor((0, None, *_none(bias)), (0,))]
     strategies: list[Strategy] = []
     if groups == 1:
         out, within = (1, 0) if transposed else (0, 1)
-        factors.append(Factor((None, out, *((0,) if has_bias else ())), (1,)))
-        split = Factor((1, within, *bias), (None,), "sum").strategy()
-        taken = (*split.inputs[:2], *((PARTIAL,) if has_bias else ()))
+        factors.append(Factor((None, out, *bias), (1,)))
+        split = Factor((1, within, *_none(bias)), (None,), "sum").strategy()
+        # What is added once must be a part of the sum too: a partial bias.
+        taken = (*split.inputs[:2], *((PARTIAL,) if bias else ()))
         strategies.append(Strategy(split.outputs, taken))
-    elif shape_of(tensor_inputs(node)[0])[1] == groups and not transposed:
-        # One input channel a group: channels go with their groups.
-        factors.append(Factor((1, 0, *((0,) if has_bias else ())), (1,), whole=True))
+    else:
+        # Channels, of which the weight has those of a group together, go with their groups.
+        factors.append(Factor((1, 0, *bias), (1,), whole=True, units=groups))
+    strategies += linear_in(node, *(((0, 2), (1, 2)) if bias else ((0,), (1,))))
     return Rule(tuple(factors), tuple(strategies), localise=_local_convolution)
 
 
+def _none(dims: tuple[int | None, ...]) -> tuple[None, ...]:
+    return (None,) * len(dims)
+
+
 def _local_convolution(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As many groups as channels that are here."""
-    if node.args[8] == 1:
-        return emit.call(node.target, *args, **kwargs)
-    channels = emit.input_shape(0)[1]
-    return emit.call(node.target, *args[:8], channels, **kwargs)
+    """As many groups as are here."""
+    return emit.call(node.target, *args[:8], _groups(emit, node, 0, int(args[8])), **kwargs)
+
+
+def _groups(emit: Any, node: Node, position: int, groups: int) -> int:
+    """How many of the groups of channels of an input are here."""
+    if groups == 1:
+        return 1
+    channels = shape_of(tensor_inputs(node)[position])[1]
+    return groups * emit.input_shape(position)[1] // channels
 
 
 @rule_for(aten.convolution_backward.default)
-def _convolution_backward(node: Node) -> Rule | None:
+def _convolution_backward(node: Node) -> Rule:
     transposed, groups = bool(node.args[7]), int(node.args[9])  # type: ignore[arg-type]
-    if transposed:
-        return Rule((Factor((0, 0, None), (0, None, None), "sum"),))
     factors = [Factor((0, 0, None), (0, None, None), "sum")]
     strategies: list[Strategy] = []
     if groups == 1:
-        factors.append(Factor((1, None, 0), (None, 0, 0), "sum"))
-        split = Factor((None, 1, 1), (1, 1, None)).strategy()
-        strategies.append(Strategy((*split.outputs[:2], REPLICATE), split.inputs))
-    elif shape_of(tensor_inputs(node)[1])[1] == groups:
-        factors.append(Factor((1, 1, 0), (1, 0, 0), whole=True))
-    return Rule(tuple(factors), tuple(strategies), localise=_local_convolution_backward)
+        out, within = (1, 0) if transposed else (0, 1)
+        # The bias' gradient is as long as there are output channels.
+        factors.append(Factor((1, None, out), (None, out, 0), "sum"))
+        split = Factor((None, 1, within), (1, within, None)).strategy()
+        strategies.append(split)
+    else:
+        factors.append(Factor((1, 1, 0), (1, 0, 0), whole=True, units=groups))
+    return Rule(
+        tuple(factors),
+        (*strategies, *linear_in(node, (0,))),
+        localise=_local_convolution_backward,
+    )
 
 
 def _local_convolution_backward(
     emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     changed = list(args)
-    channels = emit.input_shape(0)[1]
     if node.args[3] is not None:
-        changed[3] = [channels]
-    if node.args[9] != 1:
-        changed[9] = channels
+        changed[3] = [emit.input_shape(0)[1]]
+    changed[9] = _groups(emit, node, 1, int(args[9]))
     return emit.call(node.target, *changed, **kwargs)

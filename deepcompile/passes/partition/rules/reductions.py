@@ -102,6 +102,28 @@ def _minimum(node: Node) -> Rule:
     return Rule(reduction_factors(node, dims, keep, "min"), linear_in(node, (0,), kinds=("min",)))
 
 
+@rule_for(aten.max.default, aten.min.default)
+def _extremum(node: Node) -> Rule:
+    kind: PartialKind = "max" if node.target is aten.max.default else "min"
+    dims = dims_of(None, len(shape_of(tensor_inputs(node)[0])))
+    return Rule(reduction_factors(node, dims, False, kind), linear_in(node, (0,), kinds=(kind,)))
+
+
+@rule_for(aten.max.dim, aten.min.dim)
+def _extremum_and_place(node: Node) -> Rule:
+    dims = dims_of(node.args[1], len(shape_of(tensor_inputs(node)[0])))
+    return Rule(reduction_factors(node, dims, bool(argument(node, 2, "keepdim", False)), None))
+
+
+@rule_for(aten.histc.default)
+def _histogram(node: Node) -> Rule | None:
+    """Counts of parts add up, if all use the same bins."""
+    if argument(node, 2, "min", 0) == argument(node, 3, "max", 0):
+        return None
+    shape = shape_of(tensor_inputs(node)[0])
+    return Rule(tuple(Factor((d,), (None,), "sum") for d, extent in enumerate(shape) if extent > 1))
+
+
 @rule_for(aten.var_mean.correction, aten.var.correction, aten.std.correction)
 @rule_for(aten.logsumexp.default, aten.prod.dim_int, aten.argmax.default, aten.argmin.default)
 @rule_for(aten.any.dim, aten.any.dims, aten.all.dim, aten.all.dims)

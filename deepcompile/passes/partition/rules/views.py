@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from deepcompile.ir.placements import PartialKind, Shard
+from deepcompile.passes.partition.rules.reductions import argument
 from deepcompile.passes.partition.strategy import (
     Factor,
     Relation,
@@ -70,6 +71,57 @@ def _expand(node: Node) -> Rule:
     return Rule(tuple(factors), _linear(node), localise=_to_shape)
 
 
+@rule_for(aten.diagonal.default)
+def _diagonal(node: Node) -> Rule:
+    """Dimensions beside the two that make one; that one comes last."""
+    shape = shape_of(tensor_inputs(node)[0])
+    first, second = (
+        int(argument(node, place, name, default)) % len(shape)
+        for place, name, default in ((2, "dim1", 0), (3, "dim2", 1))
+    )
+    kept = [dim for dim in range(len(shape)) if dim not in (first, second)]
+    factors = tuple(Factor((dim,), (place,)) for place, dim in enumerate(kept) if shape[dim] > 1)
+    return Rule(factors, _linear(node))
+
+
+@rule_for(aten.unfold.default)
+def _unfold(node: Node) -> Rule:
+    shape = shape_of(tensor_inputs(node)[0])
+    mixed = int(node.args[1]) % len(shape)  # type: ignore[arg-type]
+    factors = tuple(
+        Factor((dim,), (dim,)) for dim, extent in enumerate(shape) if dim != mixed and extent > 1
+    )
+    return Rule(factors, _linear(node))
+
+
+@rule_for(aten.tril.default, aten.triu.default)
+def _triangle(node: Node) -> Rule:
+    shape = shape_of(node)
+    factors = tuple(
+        Factor((dim,), (dim,), whole=dim >= len(shape) - 2)
+        for dim, extent in enumerate(shape)
+        if extent > 1
+    )
+    return Rule(factors, linear_in(node, (0,)), localise=_local_triangle)
+
+
+def _local_triangle(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows and columns count from where this rank's part begins."""
+    rank, local = len(shape_of(node)), emit.output_shape(0)
+    starts = [emit.start(emit.outputs[0], dim, local[dim]) for dim in (rank - 2, rank - 1)]
+    if starts == [None, None]:
+        return emit.call(node.target, *args, **kwargs)
+    places = []
+    for start, extent in zip(starts, local[-2:], strict=True):
+        here = emit.call(aten.arange.default, extent, device=node.meta["val"].device)
+        places.append(here if start is None else emit.call(aten.add.Tensor, here, start))
+    rows = emit.call(aten.unsqueeze.default, places[0], 1)
+    above = emit.call(aten.sub.Tensor, places[1], rows)
+    compare = aten.le.Scalar if node.target is aten.tril.default else aten.ge.Scalar
+    kept = emit.call(compare, above, argument(node, 1, "diagonal", 0))
+    return emit.call(aten.where.self, kept, args[0], emit.scalar(0, args[0]))
+
+
 def _to_shape(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return emit.call(node.target, args[0], list(emit.output_shape(0)), **kwargs)
 
@@ -89,12 +141,54 @@ def _view(node: Node) -> Rule:
         aten.reshape.default,
         aten._unsafe_view.default,
     )
-    return Rule((), _linear(node), relation=relation, localise=_local_view if resizes else None)
+    # Where nothing is shared too: what was moved before may lie otherwise than on one device.
+    return Rule(
+        (),
+        _linear(node),
+        relation=relation,
+        localise=_local_view if resizes else None,
+        always=resizes,
+    )
+
+
+@rule_for(aten.as_strided.default)
+def _strided(node: Node) -> Rule:
+    """Shared only where it is a reshape."""
+    source, result = tensor_inputs(node)[0].meta["val"], node.meta["val"]
+    whole = source.numel() == result.numel() and not result.storage_offset()
+    if not (whole and source.is_contiguous() and result.is_contiguous()):
+        return Rule(localise=_as_it_lay, always=True)
+    shapes = shape_of(tensor_inputs(node)[0]), shape_of(node)
+    relation = Relation(
+        lambda shard: reshaped(*shapes, shard), lambda shard: reshaped(*shapes[::-1], shard)
+    )
+    return Rule((), _linear(node), relation=relation, localise=_local_view, always=True)
+
+
+@rule_for(aten.as_strided_scatter.default)
+def _strided_scatter(node: Node) -> Rule:
+    return Rule(localise=_as_it_lay, always=True)
+
+
+def _as_it_lay(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Strides say where in memory to read: the input lies as on one device."""
+    example = tensor_inputs(node)[0].meta["val"]
+    value = args[0]
+    if value.meta["val"].stride() != example.stride():
+        place = emit.call(
+            aten.empty_strided.default,
+            list(example.shape),
+            list(example.stride()),
+            dtype=example.dtype,
+            device=example.device,
+        )
+        value = emit.call(aten.copy.default, place, value)
+    return emit.call(node.target, value, *args[1:], **kwargs)
 
 
 def _local_view(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # What is one block of memory on one device may not be one here.
-    return emit.call(aten.reshape.default, args[0], list(emit.output_shape(0)))
+    return emit.reshaped(args[0], emit.output_shape(0))
 
 
 def reshaped(source: Sequence[int], target: Sequence[int], shard: Shard) -> Shard | None:
