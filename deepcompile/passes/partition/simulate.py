@@ -6,6 +6,7 @@ device wherever that one runs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def simulate(
     mesh: Mesh,
     groups: Sequence[str],
     watch: Callable[[Node, Values], None] | None = None,
+    constants: object = None,
 ) -> list[Any]:
     """The outputs of every rank.
 
@@ -38,6 +40,7 @@ def simulate(
         mesh: the ranks.
         groups: the name of each axis' process group in the graph.
         watch: is called with each node and what it is on every rank.
+        constants: has the attributes that the graph reads.
     """
     axes = {name: axis for axis, name in enumerate(groups)}
     ranks = range(mesh.ranks)
@@ -46,6 +49,8 @@ def simulate(
     for node in graph.nodes:
         if node.op == "placeholder":
             values[node] = [next(feed) for feed in feeds]
+        elif node.op == "get_attr":
+            values[node] = [operator.attrgetter(str(node.target))(constants)] * mesh.ranks
         elif node.op == "output":
             return [_of_rank(node.args[0], values, rank) for rank in ranks]
         else:
@@ -78,14 +83,14 @@ def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) 
             _LOCAL[target](*args[rank][0][:-1], places[rank], **args[rank][1])
             for rank in range(mesh.ranks)
         ]
-    return [target(*plain, **named) for plain, named in args]
+    return [_as_first(target, plain, named, rank) for rank, (plain, named) in enumerate(args)]
 
 
 def _reduced(kind: str, values: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(values))
     match kind:
         case "sum":
-            return stacked.sum(0)
+            return stacked.sum(0, dtype=stacked.dtype)  # of bools too
         case "avg":
             return stacked.mean(0)
         case "max":

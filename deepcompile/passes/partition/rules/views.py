@@ -141,7 +141,10 @@ def _view(node: Node) -> Rule:
         aten.reshape.default,
         aten._unsafe_view.default,
     )
-    return Rule((), _linear(node), relation=relation, localise=_local_view if resizes else None)
+    if not resizes:
+        return Rule((), _linear(node), relation=relation)
+    # Also of a whole tensor: what came from other ranks may have other strides.
+    return Rule((), _linear(node), relation=relation, localise=_local_view, always=True)
 
 
 @rule_for(aten.as_strided.default)
