@@ -353,10 +353,12 @@ def indexing() -> Iterator[Call]:
     yield call(aten.index_put.default, base, [None, ints(8, 4)], rand(4, 4), True)
     yield call(aten.index_put.default, base, [rand(4) > 0], rand())
     yield call(aten.index_put.default, base, [torch.tensor([3, 1]), torch.tensor([0, 6])], rand(2))
-    yield call(aten.index_put.default, rand(4, 8, 12), [ints(4, 4), None, ints(12, 4)],
-               rand(4, 8), True)
-    yield call(aten.index_put.default, rand(2, 8, 4), [None, torch.tensor([[3], [1]])],
-               rand(2, 1, 4))
+    yield call(
+        aten.index_put.default, rand(4, 8, 12), [ints(4, 4), None, ints(12, 4)], rand(4, 8), True
+    )
+    yield call(
+        aten.index_put.default, rand(2, 8, 4), [None, torch.tensor([[3], [1]])], rand(2, 1, 4)
+    )
     yield call(aten.searchsorted.Tensor, rand(4, 8).sort(-1)[0], rand(4, 8))
     yield call(aten.index_put.default, base, [rand(4, 8) > 0], rand())
     yield call(aten.index_add.default, base, 1, ints(8, 4), rand(4, 4))
@@ -441,9 +443,25 @@ def draws() -> Iterator[Call]:
             )
 
 
+def experts() -> Iterator[Call]:
+    pytest.importorskip("transformers.integrations.moe")
+    fallback = torch.ops.transformers.grouped_mm_fallback.default
+    backward = torch.ops.transformers.grouped_mm_fallback_backward.default
+    matrices = rand(4, 4, 8)
+    for ends in ([2, 2, 9, 12], [0, 5, 7, 12], [0, 0, 0, 12]):
+        offs = torch.tensor(ends, dtype=torch.int32)
+        yield call(fallback, rand(12, 4), matrices, offs)
+        yield call(backward, rand(12, 4), matrices, offs, rand(12, 8))
+        half = torch.bfloat16
+        left, right = ints(4, 12, 32).to(half), ints(4, 12, 64).to(half)
+        yield call(aten._grouped_mm.default, left, ints(4, 4, 32, 64).to(half), offs=offs)
+        yield call(aten._grouped_mm.default, left, ints(4, 4, 64, 32).to(half).mT, offs)
+        yield call(aten._grouped_mm.default, left.t(), right, offs=offs)
+
+
 FAMILIES = (
     pointwise, views, joining, reductions, products, convolutions, norms, indexing, creation,
-    attention, draws,
+    attention, draws, experts,
 )  # fmt: skip
 MESHES = ("tp=2", "tp=4", "a=2,b=2")
 MOST = {"tp=2": 60, "tp=4": 60, "a=2,b=2": 12}

@@ -7,6 +7,7 @@ import operator
 import torch
 from torch.fx import Node
 
+from deepcompile.passes.partition.rules.experts import BY_NAME
 from deepcompile.passes.partition.rules.pointwise import pointwise_rule
 from deepcompile.passes.partition.rules.random import drawn_rule
 from deepcompile.passes.partition.strategy import (
@@ -26,7 +27,7 @@ def rule_of(node: Node) -> Rule | None:
     if node.op != "call_function":
         return None
     tags = getattr(node.target, "tags", ())
-    found = registered_rule(node) if _is_static(node) else None
+    found = _known_rule(node) if _is_static(node) else None
     if found is not None:
         return found
     if torch.Tag.nondeterministic_seeded in tags:
@@ -36,6 +37,12 @@ def rule_of(node: Node) -> Rule | None:
     if torch.Tag.pointwise in tags and len(outputs_of(node)) == 1:
         return pointwise_rule(node)
     return None
+
+
+def _known_rule(node: Node) -> Rule | None:
+    schema = getattr(node.target, "_schema", None)
+    maker = BY_NAME.get(schema.name) if schema is not None else None
+    return registered_rule(node) if maker is None else maker(node)
 
 
 def is_getitem(node: Node) -> bool:

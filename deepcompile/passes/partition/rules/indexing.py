@@ -315,9 +315,7 @@ def _index_put(node: Node) -> Rule:
         if base[dim] > 1
     ]
     factors += [
-        Factor((dim, *nothing, None), (dim,), whole=True)
-        for dim in layout.places
-        if base[dim] > 1
+        Factor((dim, *nothing, None), (dim,), whole=True) for dim in layout.places if base[dim] > 1
     ]
     strategies = linear_in(node, (0, len(inputs) - 1))
     if _accumulates(node):
@@ -391,9 +389,7 @@ def _index_add(node: Node) -> Rule:
 
 @rule_for(aten.bucketize.Tensor)
 def _bucketize(node: Node) -> Rule:
-    return Rule(
-        tuple(Factor((dim, None), (dim,)) for dim, e in enumerate(shape_of(node)) if e > 1)
-    )
+    return Rule(tuple(Factor((dim, None), (dim,)) for dim, e in enumerate(shape_of(node)) if e > 1))
 
 
 @rule_for(aten.searchsorted.Tensor)

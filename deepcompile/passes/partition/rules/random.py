@@ -77,7 +77,9 @@ def _local_draw(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, 
     start = None
     for dim in range(len(shape)):
         if dim not in pieces:
-            start = _further(emit, start, emit.start(emit.outputs[0], dim, local[dim]), strides[dim])
+            start = _further(
+                emit, start, emit.start(emit.outputs[0], dim, local[dim]), strides[dim]
+            )
 
     def block(dim: int, size: Sequence[int], here: Any) -> Any:
         """Of the dimensions before `dim`, the parts of `size` at `here` in the whole."""
