@@ -83,7 +83,19 @@ def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) 
             _LOCAL[target](*args[rank][0][:-1], places[rank], **args[rank][1])
             for rank in range(mesh.ranks)
         ]
-    return [_as_first(target, plain, named, rank) for rank, (plain, named) in enumerate(args)]
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        return _drawn(target, args)
+    return [target(*plain, **named) for plain, named in args]
+
+
+def _drawn(target: Any, args: Sequence[Any]) -> Values:
+    """Random numbers of ranks that were seeded alike: each has a generator of its own."""
+    state = torch.get_rng_state()
+    found = []
+    for plain, named in args:
+        torch.set_rng_state(state)
+        found.append(target(*plain, **named))
+    return found
 
 
 def _reduced(kind: str, values: Sequence[Tensor]) -> Tensor:

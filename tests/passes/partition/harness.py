@@ -29,6 +29,7 @@ from deepcompile.options import Options
 from deepcompile.parallel.planning import BEFORE
 from deepcompile.passes.partition.formulate import Choice, Formulation
 from deepcompile.passes.partition.lower import Lowering
+from deepcompile.passes.partition.rules import random
 from deepcompile.passes.partition.simulate import gathered, scattered, simulate
 from deepcompile.passes.partition.sites import Sites, plain_sites
 from deepcompile.passes.partition.solve import solve
@@ -190,9 +191,7 @@ def partition(
 def lowered(formulation: Formulation, choice: Choice, sites: Sites) -> Graph:
     """The graph of one rank; process groups have the names of axes."""
     mesh = formulation.mesh
-    return Lowering(
-        sites, mesh, mesh.names, choice, formulation.rules, formulation.mover
-    ).run()
+    return Lowering(sites, mesh, mesh.names, choice, formulation.rules, formulation.mover).run()
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -234,9 +233,19 @@ def train_eager(model: nn.Module, batches: Sequence[Batch]) -> Training:
     return result
 
 
-def train_graph(
-    joint: Joint, model: nn.Module, batches: Sequence[Batch], mesh: Mesh
-) -> Training:
+class _OfPlace(Interpreter):
+    """One device with the seeds of a place on the data axes."""
+
+    def __init__(self, module: GraphModule, place: Sequence[int]) -> None:
+        super().__init__(module)
+        self._apart = torch.tensor(sum(place)) * random._APART  # wraps
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result = super().call_function(target, args, kwargs)
+        return result + self._apart if target is philox.philox_seed else result
+
+
+def train_graph(joint: Joint, model: nn.Module, batches: Sequence[Batch], mesh: Mesh) -> Training:
     """One device with the traced graph, which draws random numbers as the backend does.
 
     The rows of each place on the data axes have a run and a seed of their own, as in `simulate`;
@@ -244,20 +253,18 @@ def train_graph(
     """
     named = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters()}
     optimizer, result = _adamw(named), Training()
-    first = [
-        rank
+    first = {
+        rank: [at for axis, at in enumerate(place) if mesh.is_data(axis)]
         for rank, place in enumerate(mesh.coordinates())
         if not any(at for axis, at in enumerate(place) if not mesh.is_data(axis))
-    ]
+    }
     for number, batch in enumerate(batches):
         rows = split_batch(batch, mesh)
         plain = {name: value.detach() for name, value in named.items()}
         runs = []
-        for rank in first:
+        for rank, place in first.items():
             torch.manual_seed(number)
-            for _ in range(rank):
-                philox.philox_seed(device=torch.device("cpu"))
-            runs.append(Interpreter(joint.module).run(*joint.inputs(plain, rows[rank])))
+            runs.append(_OfPlace(joint.module, place).run(*joint.inputs(plain, rows[rank])))
         outputs = [
             torch.stack(values).mean(0) if position in (joint.loss, *joint.gradients) else None
             for position, values in enumerate(zip(*runs, strict=True))
@@ -342,9 +349,7 @@ def split_batch(batch: Batch, mesh: Mesh) -> list[Batch]:
     return found
 
 
-def check_replicas(
-    name: str, values: Sequence[Tensor], placements: Placements, mesh: Mesh
-) -> None:
+def check_replicas(name: str, values: Sequence[Tensor], placements: Placements, mesh: Mesh) -> None:
     """Ranks of an axis on which a tensor is replicated have it alike, bit for bit."""
     for axis, placement in enumerate(placements):
         if placement != REPLICATE:
@@ -522,5 +527,3 @@ def share_of_memory(parts: Partitioned) -> float:
 def describe(node: Node) -> str:
     shapes = [tuple(source.meta["val"].shape) for source in tensor_inputs(node)]
     return f"{node.target} of {', '.join(map(str, shapes))}"
-
-
