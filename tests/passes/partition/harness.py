@@ -163,9 +163,9 @@ def _joint(
 
 @dataclass(frozen=True, eq=False)
 class Partitioned:
-    """A joint graph on a mesh."""
+    """A graph on a mesh."""
 
-    joint: Joint
+    sites: Sites
     mesh: Mesh
     formulation: Formulation
     choice: Choice
@@ -173,7 +173,7 @@ class Partitioned:
 
 
 def partition(
-    joint: Joint,
+    sites: Sites,
     mesh: Mesh,
     *,
     rates: Rates = SLOW_DEVICE,
@@ -182,10 +182,10 @@ def partition(
 ) -> Partitioned:
     """Plan and lower."""
     links = links or (QUICK_LINK,) * len(mesh.sizes)
-    formulation = Formulation([joint.sites], mesh, rates, links, **options)
+    formulation = Formulation([sites], mesh, rates, links, **options)
     choice = formulation.choice_of(solve(formulation.problem))
-    graph = lowered(formulation, choice, joint.sites)
-    return Partitioned(joint, mesh, formulation, choice, graph)
+    graph = lowered(formulation, choice, sites)
+    return Partitioned(sites, mesh, formulation, choice, graph)
 
 
 def lowered(formulation: Formulation, choice: Choice, sites: Sites) -> Graph:
@@ -290,13 +290,15 @@ def _apply(
     optimizer.step()
 
 
-def train_ranks(parts: Partitioned, model: nn.Module, batches: Sequence[Batch]) -> Training:
+def train_ranks(
+    parts: Partitioned, joint: Joint, model: nn.Module, batches: Sequence[Batch]
+) -> Training:
     """All ranks; the losses are averaged over data axes.
 
     Raises:
         AssertionError: ranks that must have equal values do not.
     """
-    mesh, joint, placed = parts.mesh, parts.joint, parts.choice.parameters
+    mesh, placed = parts.mesh, parts.choice.parameters
     shares = {
         name: scattered(p.detach(), placed.get(name, _whole(mesh)), mesh)
         for name, p in model.named_parameters()
@@ -427,7 +429,7 @@ def compare_with_one_device(
     model = subject.build().train()
     batches = batches_of(subject, rows)
     joint = joint_of(model, split_batch(batches[0], where)[0])
-    parts = partition(joint, where, **options)
+    parts = partition(joint.sites, where, **options)
     if subject.random:
         one, exact = train_graph(joint, model, batches, where), None
     else:
@@ -440,7 +442,7 @@ def compare_with_one_device(
             ]
             return train_eager(copy.deepcopy(model).double(), wide[:1])
 
-    return compare(train_ranks(parts, model, batches), one, exact), parts
+    return compare(train_ranks(parts, joint, model, batches), one, exact), parts
 
 
 # -- what a plan is made of ------------------------------------------------------------------------
@@ -518,7 +520,7 @@ def replicated_nodes(parts: Partitioned) -> Iterator[tuple[Node, bool]]:
 def share_of_memory(parts: Partitioned) -> float:
     """Bytes of a rank's parameters, gradients and optimizer state, of one device's."""
     held = whole = 0.0
-    for parameter in parts.joint.sites.parameters:
+    for parameter in parts.sites.parameters:
         held += parts.formulation.bytes_of(parameter, parts.choice.parameters[parameter.name])
         whole += parts.formulation.bytes_of(parameter, _whole(parts.mesh))
     return held / whole
