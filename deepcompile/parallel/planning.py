@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from deepcompile.cost.links import Link, links_of
+from deepcompile.cache_dir import plans_folder
+from deepcompile.cost.links import Link
 from deepcompile.cost.rates import Rates, rates_of
 from deepcompile.errors import PartitionError, nearest
 from deepcompile.ir.mesh import Mesh
@@ -28,11 +29,11 @@ from deepcompile.ir.placements import (
 from deepcompile.options import Options, parse_size
 from deepcompile.parallel.plan import Move, ParameterFacts, Plan
 from deepcompile.parallel.tracing import trace
+from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.formulate import Choice, Formulation
 from deepcompile.passes.partition.moves import COLLECTIVES, Step
 from deepcompile.passes.partition.options import fits
 from deepcompile.passes.partition.sites import Parameter, Sites, TensorId
-from deepcompile.passes.partition.solve import solve
 from deepcompile.passes.partition.strategy import outputs_of
 from deepcompile.pipeline.spec import parse_passes
 
@@ -77,19 +78,19 @@ def plan(
     """
     where = Mesh.of(mesh, frozenset(data_axes))
     kind = _device_of(model, device)
-    rates, links = _rates(kind), links_of(where, kind)
-    graphs = trace(model, example_inputs, parse_passes(BEFORE), Options.resolve(None, None))
-    formulation = Formulation(
-        graphs,
+    options = Options.resolve(None, None)
+    graphs = trace(model, example_inputs, parse_passes(BEFORE), options)
+    question = Question(
+        tuple(graphs),
         where,
-        rates,
-        links,
+        _rates(kind),
+        kind,
         limit=_limit(memory_limit),
         optimizer_bytes=optimizer_bytes,
         allowed=_allowed(constraints, model, graphs, where),
     )
-    solution = solve(formulation.problem)
-    return plan_of(formulation, formulation.choice_of(solution))
+    choice = question.answer(plans_folder(options) if options.cache else None)
+    return plan_of(question.formulation, choice)
 
 
 def plan_parameters(

@@ -145,7 +145,11 @@ class Mover:
             found[state] = seconds, steps
             if len(steps) >= 2 * len(self.sizes):
                 continue
+            # Parts that were made from a whole are made for who wants them, not to be reduced.
+            made = {step.axis for step in steps if step.kind in ("spread", "own")}
             for step in self._steps(shape, state):
+                if step.axis in made:
+                    continue
                 after = (*state[: step.axis], step.target, *state[step.axis + 1 :])
                 if after not in found:
                     taken = seconds + self.seconds(step, whole, state)

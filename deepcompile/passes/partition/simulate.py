@@ -40,7 +40,7 @@ def simulate(
         mesh: the ranks.
         groups: the name of each axis' process group in the graph.
         watch: is called with each node and what it is on every rank.
-        constants: has the attributes that the graph reads.
+        constants: has the tensors that the graph names, as attributes: its module.
     """
     axes = {name: axis for axis, name in enumerate(groups)}
     ranks = range(mesh.ranks)
@@ -50,7 +50,7 @@ def simulate(
         if node.op == "placeholder":
             values[node] = [next(feed) for feed in feeds]
         elif node.op == "get_attr":
-            values[node] = [operator.attrgetter(str(node.target))(constants)] * mesh.ranks
+            values[node] = [operator.attrgetter(str(node.target))(constants) for _ in ranks]
         elif node.op == "output":
             return [_of_rank(node.args[0], values, rank) for rank in ranks]
         else:
@@ -83,26 +83,14 @@ def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) 
             _LOCAL[target](*args[rank][0][:-1], places[rank], **args[rank][1])
             for rank in range(mesh.ranks)
         ]
-    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-        return _drawn(target, args)
     return [target(*plain, **named) for plain, named in args]
-
-
-def _drawn(target: Any, args: Sequence[Any]) -> Values:
-    """Random numbers of ranks that were seeded alike: each has a generator of its own."""
-    state = torch.get_rng_state()
-    found = []
-    for plain, named in args:
-        torch.set_rng_state(state)
-        found.append(target(*plain, **named))
-    return found
 
 
 def _reduced(kind: str, values: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(values))
     match kind:
         case "sum":
-            return stacked.sum(0, dtype=stacked.dtype)  # of bools too
+            return stacked.sum(0)
         case "avg":
             return stacked.mean(0)
         case "max":

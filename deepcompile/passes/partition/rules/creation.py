@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from deepcompile.ir.placements import PARTIAL
+from deepcompile.ir.placements import PARTIAL, REPLICATE, Partial, PartialKind
 from deepcompile.passes.partition.strategy import (
     Factor,
     Rule,
@@ -53,8 +53,17 @@ def _local_constant(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[s
 @rule_for(aten.full_like.default, aten.zeros_like.default, aten.ones_like.default)
 @rule_for(aten.empty_like.default)
 def _like(node: Node) -> Rule:
+    # What is not read need not be whole.
+    kinds: tuple[PartialKind, ...] = ("sum", "max", "min")
+    unread = [Strategy((REPLICATE,), (Partial(kind),)) for kind in kinds]
+    zeros = node.target is aten.zeros_like.default or (
+        node.target is aten.full_like.default and node.args[1] == 0
+    )
+    if zeros:
+        unread += [Strategy((PARTIAL,), (REPLICATE,)), Strategy((PARTIAL,), (PARTIAL,))]
     return Rule(
-        tuple(Factor((dim,), (dim,)) for dim, extent in enumerate(shape_of(node)) if extent > 1)
+        tuple(Factor((dim,), (dim,)) for dim, extent in enumerate(shape_of(node)) if extent > 1),
+        tuple(unread),
     )
 
 

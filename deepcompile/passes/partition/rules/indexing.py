@@ -395,6 +395,8 @@ def _bucketize(node: Node) -> Rule:
 @rule_for(aten.searchsorted.Tensor)
 def _searchsorted(node: Node) -> Rule:
     """Where the sorted sequence is one; else rows go with rows."""
+    if len(tensor_inputs(node)) != 2:
+        return Rule()
     rows = len(shape_of(tensor_inputs(node)[0])) - 1
     shape = shape_of(node)
     return Rule(

@@ -31,15 +31,19 @@ def _planes(node: Node, rank: int) -> tuple[Factor, ...]:
     )
 
 
-@rule_for(aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
-@rule_for(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool2d_backward.default)
+@rule_for(aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default)
 def _maximum(node: Node) -> Rule:
     return Rule(_planes(node, 2))
 
 
-@rule_for(aten.max_pool3d_with_indices.default, aten.max_pool3d_with_indices_backward.default)
+@rule_for(aten.max_pool3d_with_indices.default)
 def _maximum_of_volumes(node: Node) -> Rule:
     return Rule(_planes(node, 3))
+
+
+@rule_for(aten.max_pool3d_with_indices_backward.default)
+def _maximum_of_volumes_backward(node: Node) -> Rule:
+    return Rule(_planes(node, 3), linear_in(node, (0,)))
 
 
 @rule_for(
@@ -51,6 +55,7 @@ def _linear(node: Node) -> Rule:
     return Rule(_planes(node, 2), linear_in(node, (0,)))
 
 
+@rule_for(aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_backward.default)
 @rule_for(aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backward.default)
 def _linear_of_image(node: Node) -> Rule:
     return Rule(_planes(node, 2), linear_in(node, (0,)))

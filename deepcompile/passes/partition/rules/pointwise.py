@@ -66,9 +66,12 @@ _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.con
 @rule_for(aten._to_copy.default)
 def _cast(node: Node) -> Rule:
     source, target = (tensor_inputs(node)[0].meta["val"].dtype, node.meta["val"].dtype)
+    if not (source.is_floating_point and target.is_floating_point):
+        return Rule(broadcast_factors(node))
     # Sums are not rounded before all parts are there.
-    widens = source.is_floating_point and torch.promote_types(source, target) == target
-    return Rule(broadcast_factors(node), linear_in(node, (0,)) if widens else ())
+    widens = torch.promote_types(source, target) == target
+    kinds: tuple[PartialKind, ...] = ("sum", "max", "min") if widens else ("max", "min")
+    return Rule(broadcast_factors(node), linear_in(node, (0,), kinds=kinds))
 
 
 @rule_for(aten.add.Tensor, aten.sub.Tensor)
