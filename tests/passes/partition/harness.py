@@ -29,11 +29,12 @@ from deepcompile.options import Options
 from deepcompile.parallel.planning import BEFORE
 from deepcompile.passes.partition.formulate import Choice, Formulation
 from deepcompile.passes.partition.lower import Lowering
+from deepcompile.passes.partition.moves import Mover
 from deepcompile.passes.partition.rules import random
 from deepcompile.passes.partition.simulate import gathered, scattered, simulate
 from deepcompile.passes.partition.sites import Sites, plain_sites
 from deepcompile.passes.partition.solve import solve
-from deepcompile.passes.partition.strategy import outputs_of, tensor_inputs
+from deepcompile.passes.partition.strategy import Rule, outputs_of, tensor_inputs
 from deepcompile.pipeline.manager import PassManager
 from deepcompile.pipeline.spec import parse_passes
 
@@ -184,14 +185,19 @@ def partition(
     links = links or (QUICK_LINK,) * len(mesh.sizes)
     formulation = Formulation([sites], mesh, rates, links, **options)
     choice = formulation.choice_of(solve(formulation.problem))
-    graph = lowered(formulation, choice, sites)
+    graph = lower(sites, mesh, choice, formulation.rules, formulation.mover)
     return Partitioned(sites, mesh, formulation, choice, graph)
 
 
-def lowered(formulation: Formulation, choice: Choice, sites: Sites) -> Graph:
+def lower(
+    sites: Sites,
+    mesh: Mesh,
+    choice: Choice,
+    rules: Mapping[Node, Rule | None],
+    mover: Mover,
+) -> Graph:
     """The graph of one rank; process groups have the names of axes."""
-    mesh = formulation.mesh
-    return Lowering(sites, mesh, mesh.names, choice, formulation.rules, formulation.mover).run()
+    return Lowering(sites, mesh, mesh.names, choice, rules, mover).run()
 
 
 # -- steps -----------------------------------------------------------------------------------------
