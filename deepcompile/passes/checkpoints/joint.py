@@ -13,8 +13,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS, WAITS
 from ...capture import philox
+from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS, WAITS
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates

@@ -104,6 +104,15 @@ class Emitter:
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         return node
 
+    def reshaped(self, value: Node, shape: Sequence[int]) -> Node:
+        """A view, of a copy where the tensor is not one block of memory as views need it."""
+        try:
+            return self.call(aten.view.default, value, list(shape))
+        except (RuntimeError, ValueError):
+            self.graph.erase_node(next(iter(reversed(self.graph.nodes))))
+        block = self.call(aten.clone.default, value, memory_format=torch.contiguous_format)
+        return self.call(aten.view.default, block, list(shape))
+
     def scalar(self, value: float, like: Node) -> Node:
         """A tensor without dimensions, of the dtype of another."""
         example = like.meta["val"]
@@ -202,13 +211,12 @@ class Emitter:
         ]
         joined = self.call(aten.cat.default, fronts, dim + 1)
         shape = list(joined.meta["val"].shape)
-        return self.call(aten.reshape.default, joined, [shape[0] * shape[1], *shape[2:]])
+        return self.reshaped(joined, [shape[0] * shape[1], *shape[2:]])
 
     def _folded(self, value: Node, dim: int, ranks: int) -> Node:
         """[ranks, ...] of parts along a dimension."""
         shape = list(value.meta["val"].shape)
-        split = self.call(
-            aten.reshape.default,
+        split = self.reshaped(
             value,
             [*shape[:dim], ranks, shape[dim] // ranks, *shape[dim + 1 :]],
         )
@@ -219,7 +227,7 @@ class Emitter:
         folded = self._folded(value, dim, ranks)
         shape = list(folded.meta["val"].shape)
         flat = self.call(aten.clone.default, folded, memory_format=torch.contiguous_format)
-        return self.call(aten.reshape.default, flat, [shape[0] * shape[1], *shape[2:]])
+        return self.reshaped(flat, [shape[0] * shape[1], *shape[2:]])
 
     def _parts_together(self, value: Node, placement: Placement, ranks: int) -> Node:
         """One tensor of parts that lie one after the other in the first dimension."""
@@ -227,7 +235,7 @@ class Emitter:
         if dim == 0 and not pieces:
             return value
         shape = list(value.meta["val"].shape)
-        split = self.call(aten.reshape.default, value, [ranks, shape[0] // ranks, *shape[1:]])
+        split = self.reshaped(value, [ranks, shape[0] // ranks, *shape[1:]])
         local = [ranks, shape[0] // ranks, *shape[1:]]
         if not pieces:
             return self._unfolded(split, dim)
@@ -247,7 +255,7 @@ class Emitter:
         turned = self.call(aten.permute.default, value, order)
         flat = self.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
         joined = [*shape[1 : dim + 1], shape[0] * shape[dim + 1], *shape[dim + 2 :]]
-        return self.call(aten.reshape.default, flat, joined)
+        return self.reshaped(flat, joined)
 
     def _after_exchange(self, here: Node, step: Step, before: Node) -> Node:
         """Parts from all ranks, joined along what was sharded before."""
@@ -255,7 +263,7 @@ class Emitter:
         target, _ = _shard(step.target)
         shape = list(before.meta["val"].shape)
         shape[target] //= ranks
-        split = self.call(aten.reshape.default, here, [ranks * shape[0], *shape[1:]])
+        split = self.reshaped(here, [ranks * shape[0], *shape[1:]])
         return self._parts_together(split, step.source, ranks)
 
 

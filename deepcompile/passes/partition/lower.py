@@ -211,6 +211,7 @@ class Lowering:
 
     def _check(self, node: Node, option: Option, result: Node | tuple[Node | None, ...]) -> None:
         """Whether a rank's tensors have the shapes that their placements say."""
+        found: Any
         if isinstance(result, tuple):
             found = tuple(None if one is None else one.meta["val"] for one in result)
         else:
@@ -234,12 +235,10 @@ class Lowering:
             tensor = node, index
             if value is None or (several and tensor not in self._wanted):
                 continue
-            if isinstance(result, tuple):
-                made_here = result[index]
-                assert made_here is not None
-                here = made_here
-            else:
-                here = self.emit.call(operator.getitem, result, index) if several else result
+            here = result[index] if isinstance(result, tuple) else result
+            assert here is not None
+            if several and not isinstance(result, tuple):
+                here = self.emit.call(operator.getitem, here, index)
             self._have[tensor] = {placements: here}
             # What forward needs elsewhere starts to move now; the wait comes with the first use.
             for target in self._wanted.get(tensor, ()):

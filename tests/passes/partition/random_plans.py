@@ -1,4 +1,4 @@
-"""Training steps shared by random plans: any choice of placements must compute what one device does."""
+"""Training steps shared by random plans: any of them must compute what one device does."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def inputs_like(joint: GraphModule, high: int) -> dict[Node, Any]:
 
 
 def sites_of(joint: GraphModule) -> Sites:
-    """Inputs that have a gradient count as parameters, which lie anywhere, as their gradients do."""
+    """Inputs that have a gradient count as parameters: both lie anywhere."""
     inputs = joint.graph.find_nodes(op="placeholder")
     primals = [node for node in inputs if not str(node.target).startswith("tangents")]
     output = joint.graph.output_node()

@@ -114,7 +114,7 @@ def captured(name: str) -> GraphModule:
 def test_any_plan_computes_what_one_device_does(name: str) -> None:
     joint = captured(name)
     values, sites = inputs_like(joint, 8), sites_of(joint)
-    for text, seeds in (("tp=2", 3), ("tp=4", 3), ("a=2,b=2", 2)):
+    for text, seeds in (("tp=2", 2), ("tp=4", 2), ("a=2,b=2", 1)):
         for seed in range(seeds):
             plan = RandomPlan(sites, Mesh.of(text, ()), seed)
             assert not compare(joint, values, plan), f"{text}, seed {seed}"

@@ -101,6 +101,13 @@ def views() -> Iterator[Call]:
     yield call(aten.diagonal.default, rand(4, 8, 8), 0, 1, 2)
     yield call(aten.unfold.default, rand(4, 8), 1, 4, 2)
     yield call(aten.as_strided.default, x, [4, 32], [32, 1])
+    yield call(aten.as_strided.default, rand(8, 4).t(), [8, 2], [4, 2])
+    yield call(aten.as_strided_scatter.default, x, rand(4, 8), [4, 8], [32, 1])
+    yield call(
+        aten.view.default,
+        rand(4, 8, 2, 4).transpose(1, 2).contiguous().transpose(1, 2),
+        [4, 8, 2, 2, 2],
+    )
     yield call(aten.as_strided.default, x, [4, 8, 2], [32, 4, 1])
 
 
@@ -478,7 +485,7 @@ def test_each_way_to_share_an_operation_computes_it(family, mesh) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-@pytest.mark.parametrize("mesh", ("tp=2", "a=2,b=2"))
+@pytest.mark.parametrize("mesh", ["tp=2", "a=2,b=2"])
 def test_each_way_in_pieces_computes_it(family, mesh) -> None:
     torch.manual_seed(0)
     found = [

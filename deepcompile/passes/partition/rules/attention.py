@@ -139,7 +139,7 @@ def _with_own_keys(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[st
     result = emit.call(node.target, *own, **kwargs)
     if "grad" not in known[0]:
         return result
-    gradients = [
+    gradients: list[Any] = [
         emit.call(operator.getitem, result, position) if value is not None else None
         for position, value in enumerate(outputs_of(node))
     ]

@@ -20,7 +20,7 @@ from deepcompile.passes.partition.strategy import Factor, Rule, outputs_of, rule
 
 aten = torch.ops.aten
 
-_PARTS = {
+_PARTS: dict[Any, Any] = {
     philox.philox_uniform: philox.philox_uniform_part,
     philox.philox_normal: philox.philox_normal_part,
 }

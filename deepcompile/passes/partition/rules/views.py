@@ -141,29 +141,54 @@ def _view(node: Node) -> Rule:
         aten.reshape.default,
         aten._unsafe_view.default,
     )
-    if not resizes:
-        return Rule((), _linear(node), relation=relation)
-    # Also of a whole tensor: what came from other ranks may have other strides.
-    return Rule((), _linear(node), relation=relation, localise=_local_view, always=True)
+    # Where nothing is shared too: what was moved before may lie otherwise than on one device.
+    return Rule(
+        (),
+        _linear(node),
+        relation=relation,
+        localise=_local_view if resizes else None,
+        always=resizes,
+    )
 
 
 @rule_for(aten.as_strided.default)
-def _strided(node: Node) -> Rule | None:
-    """Where it is a reshape."""
+def _strided(node: Node) -> Rule:
+    """Shared only where it is a reshape."""
     source, result = tensor_inputs(node)[0].meta["val"], node.meta["val"]
     whole = source.numel() == result.numel() and not result.storage_offset()
     if not (whole and source.is_contiguous() and result.is_contiguous()):
-        return None
+        return Rule(localise=_as_it_lay, always=True)
     shapes = shape_of(tensor_inputs(node)[0]), shape_of(node)
     relation = Relation(
         lambda shard: reshaped(*shapes, shard), lambda shard: reshaped(*shapes[::-1], shard)
     )
-    return Rule((), _linear(node), relation=relation, localise=_local_view)
+    return Rule((), _linear(node), relation=relation, localise=_local_view, always=True)
+
+
+@rule_for(aten.as_strided_scatter.default)
+def _strided_scatter(node: Node) -> Rule:
+    return Rule(localise=_as_it_lay, always=True)
+
+
+def _as_it_lay(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Strides say where in memory to read: the input lies as on one device."""
+    example = tensor_inputs(node)[0].meta["val"]
+    value = args[0]
+    if value.meta["val"].stride() != example.stride():
+        place = emit.call(
+            aten.empty_strided.default,
+            list(example.shape),
+            list(example.stride()),
+            dtype=example.dtype,
+            device=example.device,
+        )
+        value = emit.call(aten.copy.default, place, value)
+    return emit.call(node.target, value, *args[1:], **kwargs)
 
 
 def _local_view(emit: Any, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # What is one block of memory on one device may not be one here.
-    return emit.call(aten.reshape.default, args[0], list(emit.output_shape(0)))
+    return emit.reshaped(args[0], emit.output_shape(0))
 
 
 def reshaped(source: Sequence[int], target: Sequence[int], shard: Shard) -> Shard | None:
