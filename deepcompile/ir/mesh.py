@@ -82,6 +82,13 @@ class Mesh:
         """Whether ranks along an axis have a batch each."""
         return self.axes[axis][0] in self.data
 
+    @cached_property
+    def tensor_axes(self) -> tuple[int, ...]:
+        """Axes on which ranks share tensors: those of more than one rank that are not of data."""
+        return tuple(
+            axis for axis, size in enumerate(self.sizes) if size > 1 and not self.is_data(axis)
+        )
+
     def coordinates(self) -> Iterator[tuple[int, ...]]:
         """Of each rank, in the order of ranks."""
         return itertools.product(*(range(size) for size in self.sizes))

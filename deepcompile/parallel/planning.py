@@ -384,7 +384,7 @@ def _on_data_axes(formulation: Formulation, parameter: Parameter, choice: Choice
 
 def _on_tensor_axes(mesh: Mesh, placements: Placements) -> Placements:
     return tuple(
-        REPLICATE if mesh.is_data(axis) else place for axis, place in enumerate(placements)
+        place if axis in mesh.tensor_axes else REPLICATE for axis, place in enumerate(placements)
     )
 
 

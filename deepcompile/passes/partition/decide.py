@@ -102,6 +102,6 @@ class Question:
     def _inside(self, placements: Placements) -> Placements:
         found: list[Placement] = list(placements)
         for axis in range(len(found)):
-            if self.mesh.is_data(axis):
+            if axis not in self.mesh.tensor_axes:
                 found[axis] = REPLICATE
         return tuple(found)

@@ -81,7 +81,6 @@ class Formulation:
     ) -> None:
         self.graphs, self.mesh, self.rates, self.links = tuple(graphs), mesh, rates, tuple(links)
         self.options = {sites: Options(sites, mesh, rates) for sites in self.graphs}
-        self.axes = [axis for axis in range(len(mesh.sizes)) if not mesh.is_data(axis)]
         self._saves_memory = limit is not None and math.isfinite(limit)
         self._saved: dict[int, Seconds] = {}
         self.mover = Mover(mesh.sizes, self.links, rates.bandwidth, rates.launch)
@@ -121,7 +120,8 @@ class Formulation:
 
     def _on_tensor_axes(self, placements: Placements) -> Placements:
         return tuple(
-            REPLICATE if self.mesh.is_data(axis) else place for axis, place in enumerate(placements)
+            place if axis in self.mesh.tensor_axes else REPLICATE
+            for axis, place in enumerate(placements)
         )
 
     # -- groups ---------------------------------------------------------------------------------
@@ -184,6 +184,8 @@ class Formulation:
         if self.mesh.is_data(axis):
             free = [place for place in plain if place.dim not in taken]
             return [REPLICATE, *free[:1]]
+        if ranks == 1:
+            return [REPLICATE]
         whole = [Shard(dim) for dim in range(len(shape)) if Shard(dim) not in plain]
         if whole:
             self.reasons[parameter.name] = tuple(
@@ -314,7 +316,7 @@ class Formulation:
             return [MemoryRow(limit, held, name="parameters, their state, and saved tensors")]
         if all(len(held) == 1 for held in self._memory.values()):
             return []
-        ranks = math.prod(self.mesh.sizes[axis] for axis in self.axes)
+        ranks = math.prod(self.mesh.sizes[axis] for axis in self.mesh.tensor_axes)
         smallest = sum(float(held.min()) for held in self._memory.values())
         limit = max(SLACK * self._whole / ranks, smallest)
         return [MemoryRow(limit, self._memory, name="parameters and their state")]

@@ -165,7 +165,8 @@ class Lowering:
 
     def _inside(self, placements: Placements) -> Placements:
         return tuple(
-            REPLICATE if self.mesh.is_data(axis) else place for axis, place in enumerate(placements)
+            place if axis in self.mesh.tensor_axes else REPLICATE
+            for axis, place in enumerate(placements)
         )
 
     def _step(self, node: Node, option: Option) -> None:

@@ -87,7 +87,7 @@ class Options:
     """By node: strategies that were dropped, and why."""
 
     def __post_init__(self) -> None:
-        self.axes = [axis for axis in range(len(self.mesh.sizes)) if not self.mesh.is_data(axis)]
+        self.axes = self.mesh.tensor_axes
         self.candidates = Candidates(self.sites, [self.mesh.sizes[axis] for axis in self.axes])
         self._known: dict[object, tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]] = {}
 
@@ -162,7 +162,7 @@ class Options:
             elif not any(getattr(place, "pieces", ()) for place in strategy.inputs):
                 text = f"{self.mesh.axes[axis][0]}: {_text(strategy)}"
                 dropped.setdefault(text, reason)
-        if rule is None and self.mesh.sizes[axis] > 1:
+        if rule is None:
             dropped.setdefault(self.mesh.axes[axis][0], f"no rule for {node.target}")
         return kept
 

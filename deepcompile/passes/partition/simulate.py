@@ -83,14 +83,26 @@ def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) 
             _LOCAL[target](*args[rank][0][:-1], places[rank], **args[rank][1])
             for rank in range(mesh.ranks)
         ]
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        return _drawn(target, args)
     return [target(*plain, **named) for plain, named in args]
+
+
+def _drawn(target: Any, args: Sequence[Any]) -> Values:
+    """Random numbers of ranks that were seeded alike: each has a generator of its own."""
+    state = torch.get_rng_state()
+    found = []
+    for plain, named in args:
+        torch.set_rng_state(state)
+        found.append(target(*plain, **named))
+    return found
 
 
 def _reduced(kind: str, values: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(values))
     match kind:
         case "sum":
-            return stacked.sum(0)
+            return stacked.sum(0, dtype=stacked.dtype)  # of bools too
         case "avg":
             return stacked.mean(0)
         case "max":
