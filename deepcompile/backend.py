@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
-from .budget.ledger import Compiled, Ledger, ledger_of
+from .budget.ledger import Ledger, ledger_of
 from .budget.menu import Menu
+from .budget.planned_graph import Compiled
 from .budget.report import BudgetReport, warn_of_first_step
 from .budget.setup import budgeted_split
 from .budget.shares import Share
@@ -160,7 +161,8 @@ class _Compiler:
         if self.planned is None or self.share is not None:
             return compiled
         again = partial(self._compiled_again, gm, list(example_inputs))
-        return self.ledger.entered(Compiled(compiled, *self.planned), again, example_inputs)
+        planned = Compiled(compiled, *self.planned, self.note)
+        return self.ledger.entered(planned, again, example_inputs)
 
     def _compiled_again(
         self, gm: GraphModule, example_inputs: Sequence[Any], share: Share
@@ -170,7 +172,7 @@ class _Compiler:
         run = compiler.capture(gm, example_inputs)
         if compiler.planned is None:
             raise CompileError("a graph did not compile once more for its memory_budget")
-        return Compiled(run, *compiler.planned)
+        return Compiled(run, *compiler.planned, compiler.note)
 
     def _budgeted_split(self) -> BudgetedSplit | None:
         decided = self._budget_decided

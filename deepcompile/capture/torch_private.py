@@ -230,3 +230,44 @@ def hidden_from_dynamo(function: Callable[..., Any], reason: str) -> Any:
     if getattr(function, "_boxed_call", False):
         hidden._boxed_call = True
     return hidden
+
+
+_VIEWS = 4
+"""How many views an output may be of what a graph through AOTAutograd returned."""
+
+
+def backward_node(outputs: Any, mark: str) -> Any:
+    """The node of autograd's graph that runs the backward of a graph through AOTAutograd.
+
+    Args:
+        outputs: of the graph. Autograd makes views of what it returned, so the node may be further
+            back.
+        mark: entry of the metadata that nodes of graphs that ran before have.
+
+    Returns:
+        None where no output has a gradient.
+    """
+    tensors = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for tensor in tensors:
+        node: Any = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
+        for _ in range(_VIEWS):
+            if node is None:
+                break
+            if node.name() == "CompiledFunctionBackward":
+                if mark not in node.metadata:
+                    return node
+                break
+            node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks take what autograd saves now."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def keeps_saved_tensors() -> bool:
+    """Whether the backward that runs on this thread leaves saved tensors for another one."""
+    if torch._C._current_graph_task_id() == -1:  # compiled autograd lets go of them itself
+        return False
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())

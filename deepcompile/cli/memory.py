@@ -118,6 +118,8 @@ def _print(plan: PlanRecord, limit: int) -> None:
         click.echo(
             "  for the first step only: it exceeds the budget, for earlier graphs took the room"
         )
+    if facts.get("calls", 1) > 1:
+        click.echo(f"  called {facts['calls']} times in a step")
     if facts.get("replanned"):
         click.echo("  in place of an earlier plan: planned once more with all graphs of the model")
     if not plan.tensors:

@@ -132,6 +132,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         exposed_seconds=facts["exposed_seconds"],
         bound_seconds=facts["bound_seconds"],
         unsolved=tuple(report.unsolved),
+        calls=report.calls,
         plan_seconds=report.plan_seconds,
         rates=report.rates.source,
         tensors=tuple(

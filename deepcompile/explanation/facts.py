@@ -113,6 +113,7 @@ class BudgetFacts:
         bound_seconds: what no plan undercuts at this budget; None where none was found.
         unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
             said; each reason once.
+        calls: how often the graph runs in a step.
         plan_seconds: of planning, compiling for trial left out.
         rates: where the model's rates of the device are from: "table", or "calibrated" and a day.
         tensors: none where the budget needed no plan.
@@ -128,6 +129,7 @@ class BudgetFacts:
     exposed_seconds: float
     bound_seconds: float | None
     unsolved: tuple[str, ...]
+    calls: int
     plan_seconds: float
     rates: str
     tensors: tuple[TensorFacts, ...]
@@ -336,6 +338,8 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
         f"of it parameters and inputs {_size(facts.parameters)}, "
         f"optimizer {_size(facts.optimizer)}{guess}",
     ]
+    if facts.calls > 1:
+        rows.append(f"called {facts.calls} times in a step")
     if not facts.tensors:
         return [*rows, "nothing had to be computed again"]
     bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"

@@ -106,6 +106,7 @@ class Solution:
         method: "lp", "milp", "descent": what found it.
         colours: how many different groups the solver saw.
         timings: seconds of its steps, by name: never read by a decision.
+        fallback: why no linear program was solved, where "descent" found it; else empty.
     """
 
     options: tuple[int, ...]
@@ -115,6 +116,7 @@ class Solution:
     method: str = ""
     colours: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
+    fallback: str = ""
 
     @property
     def gap(self) -> float:
