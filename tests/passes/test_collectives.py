@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from deepcompile.ir.collectives import is_collective
+from deepcompile.ir.collectives import communicates
 from deepcompile.passes.canonicalise import Canonicalise
 from deepcompile.passes.fuse_rows import FuseRows
 from tests.passes.collective_graphs import SHAPE, Building
@@ -21,7 +21,7 @@ def after_passes(graph: GraphModule) -> list[Node]:
 
 
 def collectives(nodes: list[Node]) -> list[str]:
-    return [str(node.target) for node in nodes if is_collective(node.target)]
+    return [str(node.target) for node in nodes if communicates(node.target)]
 
 
 def test_equal_collectives_are_neither_shared_nor_dropped() -> None:

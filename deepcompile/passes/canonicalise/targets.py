@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx.node import _side_effectful_functions
 
-from deepcompile.ir.collectives import is_collective, is_wait
+from deepcompile.ir.collectives import communicates, is_wait
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -83,7 +83,7 @@ def target_of(target: Any) -> Target:
         not known
         or schema.is_mutable
         or random
-        or is_collective(target)
+        or communicates(target)
         or not schema.returns
         or target in _side_effectful_functions
     )

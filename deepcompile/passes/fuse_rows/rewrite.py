@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule, Node
 
-from ...ir.collectives import is_collective
+from ...ir.collectives import communicates
 from ...pipeline.protocol import PassContext, PassResult
 from ..lowering.philox import register_philox
 from ..lowering.probe import probe
@@ -169,7 +169,7 @@ def _paths(plan: Plan) -> Paths:
     last_collective: list[Node] = []
     for node in plan.graph.graph.nodes:
         inputs = list(node.all_input_nodes)
-        if is_collective(node.target):
+        if communicates(node.target):
             inputs += last_collective
             last_collective = [node]
         if is_mutation(node):

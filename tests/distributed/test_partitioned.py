@@ -1,0 +1,411 @@
+"""Compiled on two gloo ranks, a model on a mesh equals the same model on one device."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+import deepcompile
+from deepcompile.codegen.steps import ExternStep
+from deepcompile.ir.collectives import communicates, is_launch, is_wait
+from deepcompile.recording import CompiledGraph, Recording, recording
+
+pytestmark = pytest.mark.distributed
+
+RANKS = 2
+LIMIT = 150  # seconds for all cases; a rank that is still there then shows where and ends
+WIDTH, WORDS, LENGTH = 32, 64, 8
+
+Inputs = tuple[Tensor, ...]
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """As in Llama: grouped heads, rotated by position, a gated MLP."""
+
+    def __init__(self, heads: int = 4, groups: int = 2) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups, WIDTH // heads
+        self.q = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.k = nn.Linear(WIDTH, groups * self.size, bias=False)
+        self.v = nn.Linear(WIDTH, groups * self.size, bias=False)
+        self.o = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.gate = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.down = nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        self.first, self.second = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+
+        def heads(t: Tensor, number: int) -> Tensor:
+            return t.view(batch, length, number, self.size).transpose(1, 2)
+
+        def turned(t: Tensor) -> Tensor:
+            half = self.size // 2
+            return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
+
+        y = self.first(x)
+        q = turned(heads(self.q(y), self.heads))
+        k, v = turned(heads(self.k(y), self.groups)), heads(self.v(y), self.groups)
+        k, v = (t.repeat_interleave(self.heads // self.groups, 1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
+        y = self.second(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.norm = nn.RMSNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        size = self.layers[0].size
+        angles = torch.outer(
+            torch.arange(tokens.shape[1]).float(), 1 / 100 ** (torch.arange(0, size, 2) / size)
+        )
+        angles = torch.cat([angles, angles], -1)
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, angles.cos(), angles.sin())
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), tokens.flatten())
+
+
+class Gpt(nn.Module):
+    """As in GPT-2: fused weights with biases, a tied head, dropout where it is asked for."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(LENGTH, WIDTH)
+        self.first, self.second, self.last = (nn.LayerNorm(WIDTH) for _ in range(3))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        x = self.dropout(x)
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        x = x + self.dropout(self.down(F.gelu(self.up(self.second(x)))))
+        return F.cross_entropy(self.head(self.last(x)).flatten(0, 1), tokens.flatten())
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 8)
+        self.deeper = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(images)))
+        x = F.relu(self.deeper(x)).mean((2, 3))
+        return F.cross_entropy(self.head(x), labels)
+
+
+LLAMA = {"embedding.weight": "S(0)", "head.weight": "S(0)"} | {
+    f"layers.{layer}.{name}.weight": where
+    for layer in range(2)
+    for name, where in {
+        "q": "S(0)", "k": "S(0)", "v": "S(0)", "o": "S(1)",
+        "gate": "S(0)", "up": "S(0)", "down": "S(1)",
+    }.items()
+}  # fmt: skip
+GPT = {
+    "words.weight": "S(0)", "qkv.weight": f"S(0;3x{WIDTH})", "qkv.bias": f"S(0;3x{WIDTH})",
+    "out.weight": "S(1)", "up.weight": "S(0)", "up.bias": "S(0)", "down.weight": "S(1)",
+}  # fmt: skip
+CONVOLUTIONS = {
+    "stem.weight": "S(0)", "stem.bias": "S(0)", "norm.weight": "S(0)", "norm.bias": "S(0)",
+    "deeper.weight": "S(1)", "head.weight": "S(0)", "head.bias": "S(0)",
+}  # fmt: skip
+OF_DATA = {name: "S(0)" for name in LLAMA} | {
+    f"layers.{layer}.{name}.weight": "S(0)" for layer in range(2) for name in ("first", "second")
+}
+
+
+# -- what cases are made of -----------------------------------------------------------------------
+
+
+def make(of: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return of()
+
+
+def tokens(step: int, rows: int = 4, length: int = LENGTH) -> Inputs:
+    generator = torch.Generator().manual_seed(step)
+    return (torch.randint(0, WORDS, (rows, length), generator=generator),)
+
+
+def images(step: int) -> Inputs:
+    generator = torch.Generator().manual_seed(step)
+    return (
+        torch.randn(4, 3, 8, 8, generator=generator),
+        torch.randint(0, 10, (4,), generator=generator),
+    )
+
+
+def own(rank: int, inputs: Inputs, axis: str) -> Inputs:
+    """A rank's batch: all of it, or its part on a data axis."""
+    return tuple(x.chunk(RANKS)[rank] for x in inputs) if axis == "dp" else inputs
+
+
+def whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def close(got: Tensor, expected: Tensor, what: str, rtol: float = 1e-4) -> None:
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-5, msg=lambda m: f"{what}: {m}")
+
+
+def mean_of_ranks(loss: Tensor, axis: str) -> Tensor:
+    loss = loss.detach().clone()
+    if axis == "dp":
+        dist.all_reduce(loss)
+        loss /= RANKS
+    return loss
+
+
+def compare_gradients(model: nn.Module, twin: nn.Module) -> None:
+    theirs = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.placements == parameter.placements, name
+        got, expected = whole(parameter.grad), theirs[name].grad
+        assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-6, name
+
+
+def train_and_compare(
+    rank: int,
+    of: Callable[[], nn.Module],
+    axis: str,
+    plan: dict[str, str],
+    batches: Callable[[int], Inputs] = tokens,
+    compile_twin: bool = False,
+    **options: Any,
+) -> tuple[Recording, nn.Module, Any]:
+    """Three steps of AdamW: losses, gradients and the norm of all parameters are the same."""
+    torch._dynamo.reset()
+    twin, model = make(of), make(of)
+    deepcompile.parallelize(model, {axis: RANKS}, plan=plan)
+    expected_of = torch.compile(twin, backend="deepep") if compile_twin else twin
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01, eps=1e-3) for m in (model, twin)]
+    run = torch.compile(model, backend="deepep", options=options, fullgraph=True)
+    with recording() as record:
+        for step in range(3):
+            inputs = batches(step)
+            torch.manual_seed(step)
+            expected = expected_of(*inputs)
+            torch.manual_seed(step)
+            loss = run(*own(rank, inputs, axis))
+            expected.backward()
+            loss.backward()
+            close(mean_of_ranks(loss, axis), expected.detach(), "loss", rtol=1e-5)
+            compare_gradients(model, twin)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    norms = [
+        torch.stack([whole(p.detach()).norm() for p in m.parameters()]).norm()
+        for m in (model, twin)
+    ]
+    close(norms[0], norms[1], "norm of the parameters", rtol=1e-5)
+    return record, model, run
+
+
+def graph(record: Recording, kind: str) -> CompiledGraph:
+    (found,) = [g for g in record.graphs if g.kind == kind]
+    return found
+
+
+def launches(compiled: CompiledGraph) -> list[str]:
+    return [name.split(".")[1] for name, _ in compiled.externs if "_c10d" in name and "wait" not in name]
+
+
+def all_compiled(record: Recording) -> None:
+    assert not [fields for event, fields in record.events if event in ("fallback", "pass-failed")]
+    for compiled in record.graphs:
+        assert compiled.fallback is None
+        assert not any("unshard" in name for name, _ in compiled.externs)
+
+
+def collectives_stay(record: Recording) -> None:
+    """In order, as often, and with something to compute in between where there was something."""
+    for compiled in record.graphs:
+        before = [n for n in compiled.source.graph.nodes if n.op == "call_function"]
+        targets = [n.target for n in before if communicates(n.target)]
+        steps = compiled.spec.steps
+        made = [
+            s.target for s in steps if isinstance(s, ExternStep) and communicates(s.target)
+        ]
+        assert made == targets, compiled.name
+
+
+# -- cases ----------------------------------------------------------------------------------------
+
+
+def llama(rank: int) -> None:
+    record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA)
+    all_compiled(record)
+    collectives_stay(record)
+    assert launches(graph(record, "forward"))
+
+
+def gpt_with_tied_weights(rank: int) -> None:
+    record, _, _ = train_and_compare(rank, Gpt, "tp", GPT)
+    all_compiled(record)
+    collectives_stay(record)
+
+
+def convolutions(rank: int) -> None:
+    record, _, _ = train_and_compare(rank, Convolutions, "tp", CONVOLUTIONS, images)
+    all_compiled(record)
+    collectives_stay(record)
+
+
+def dropout(rank: int) -> None:
+    """The masks are those of one device."""
+    record, _, _ = train_and_compare(rank, lambda: Gpt(0.3), "tp", GPT, compile_twin=True)
+    all_compiled(record)
+
+
+def data_parallel(rank: int) -> None:
+    record, _, _ = train_and_compare(rank, Llama, "dp", {})
+    all_compiled(record)
+    assert not launches(graph(record, "forward"))
+    assert set(launches(graph(record, "backward"))) == {"all_reduce"}
+
+
+def sharded_data_parallel(rank: int) -> None:
+    """Parameters are gathered in forward and again in backward, and none is kept in between."""
+    record, model, _ = train_and_compare(rank, Llama, "dp", OF_DATA)
+    all_compiled(record)
+    collectives_stay(record)
+    forward, backward = graph(record, "forward"), graph(record, "backward")
+    print("FWD", launches(forward), "BWD", launches(backward))
+    print("OUT", [str(o) for o in forward.source.graph.output_node().args[0]])
+
+
+def inference(rank: int) -> None:
+    torch._dynamo.reset()
+    twin, model = make(Llama), make(Llama)
+    deepcompile.parallelize(model, RANKS, plan=LLAMA)
+    run = torch.compile(model, backend="deepep", fullgraph=True)
+    with recording() as record, torch.no_grad():
+        close(run(*tokens(0)), twin(*tokens(0)), "loss")
+    all_compiled(record)
+    assert launches(graph(record, "inference"))
+
+
+def inference_after_training(rank: int) -> None:
+    _, model, run = train_and_compare(rank, Llama, "tp", LLAMA)
+    with torch.no_grad():
+        close(run(*tokens(9)), model(*tokens(9)), "loss")  # not compiled, it gathers
+
+
+def parts_of_a_model(rank: int) -> None:
+    """Layers compiled each by itself, in a model that is not."""
+    torch._dynamo.reset()
+    twin, model = make(Llama), make(Llama)
+    deepcompile.parallelize(model, RANKS, plan=LLAMA)
+    for layer in model.layers:
+        layer.compile(backend="deepep", fullgraph=True)
+    with recording() as record:
+        loss, expected = model(*tokens(0)), twin(*tokens(0))
+        loss.backward()
+        expected.backward()
+    close(loss, expected, "loss")
+    compare_gradients(model, twin)
+    all_compiled(record)
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
+        inference, inference_after_training, parts_of_a_model,
+    )
+}  # fmt: skip
+
+
+def work(rank: int, port: int, names: list[str], results: Any) -> None:
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", rank=rank, world_size=RANKS, timeout=timedelta(seconds=LIMIT / 2)
+    )
+    for name in names:
+        try:
+            start = time.monotonic()
+            CASES[name](rank)
+            print(rank, name, round(time.monotonic() - start, 1), flush=True)
+            results.put((name, rank, ""))
+        except BaseException:
+            results.put((name, rank, traceback.format_exc()))
+            break  # the other rank may be left in a collective
+    results.close()
+    results.join_thread()
+    os._exit(0)  # without waiting for threads of a process group whose peer is gone
+
+
+def run_cases(names: list[str]) -> dict[str, dict[int, str]]:
+    """What each case did on each rank; all run in one pair of processes, to start them once."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=work, args=(rank, port, names, results), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + LIMIT + 20
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 1))
+        if process.is_alive():
+            process.kill()
+    found: dict[str, dict[int, str]] = {name: {} for name in names}
+    while not results.empty():
+        name, rank, error = results.get()
+        found[name][rank] = error
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest) -> dict[str, dict[int, str]]:
+    """Of the cases that were selected."""
+    items = [item for item in request.session.items if item.module is request.module]
+    names = [item.callspec.params["name"] for item in items if hasattr(item, "callspec")]
+    return run_cases([name for name in CASES if name in names])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks(outcomes: dict[str, dict[int, str]], name: str) -> None:
+    assert outcomes[name] == {0: "", 1: ""}, "\n".join(outcomes[name].values())
