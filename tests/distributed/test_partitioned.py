@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import socket
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,8 +22,11 @@ from torch import Tensor, nn
 
 import deepcompile
 from deepcompile.codegen.steps import ExternStep
+from deepcompile.errors import MemoryBudgetError, PartitionError
 from deepcompile.ir.collectives import communicates, is_launch, is_wait
+from deepcompile.passes.partition import rewrite
 from deepcompile.recording import CompiledGraph, Recording, recording
+from deepcompile.runtime import build
 
 pytestmark = pytest.mark.distributed
 
@@ -247,7 +252,8 @@ def launches(compiled: CompiledGraph) -> list[str]:
 
 
 def all_compiled(record: Recording) -> None:
-    assert not [fields for event, fields in record.events if event in ("fallback", "pass-failed")]
+    wrong = [fields for event, fields in record.events if event in ("fallback", "pass-failed")]
+    assert not wrong, wrong
     for compiled in record.graphs:
         assert compiled.fallback is None
         assert not any("unshard" in name for name, _ in compiled.externs)
@@ -263,6 +269,53 @@ def collectives_stay(record: Recording) -> None:
             s.target for s in steps if isinstance(s, ExternStep) and communicates(s.target)
         ]
         assert made == targets, compiled.name
+
+
+def nothing_gathered_is_saved(forward: CompiledGraph) -> None:
+    """No output of forward is made of parameters alone, but for what this rank holds anyway."""
+    assert forward.source is not None
+    given = forward.source.graph.find_nodes(op="placeholder")
+    of_inputs = {node for node in given if getattr(node.meta["val"], "dtype", None) is torch.int64}
+    for node in forward.source.graph.nodes:
+        if not of_inputs.isdisjoint(node.all_input_nodes):
+            of_inputs.add(node)
+    (outputs,) = forward.source.graph.output_node().args
+    for node in outputs:
+        source = node
+        while source.op != "placeholder" and source not in of_inputs:
+            assert not communicates(source.target), f"{node} is gathered"
+            source = source.all_input_nodes[0] if source.all_input_nodes else given[0]
+        assert not is_launch(node.target), f"{node} is handed out before it is there"
+
+
+@contextmanager
+def no_compiler() -> Iterator[None]:
+    path = os.environ["PATH"]
+    os.environ |= {"CXX": "/nowhere/c++", "PATH": "/nowhere"}
+    build.find_compiler.cache_clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        del os.environ["CXX"]
+        os.environ["PATH"] = path
+        build.find_compiler.cache_clear()
+
+
+@contextmanager
+def failing_pass() -> Iterator[None]:
+    """`partition` raises at its end."""
+
+    def fail(*args: Any) -> None:
+        raise PartitionError("a rule is wrong")
+
+    before = rewrite.Lowering.run
+    rewrite.Lowering.run = fail  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        rewrite.Lowering.run = before  # type: ignore[method-assign]
 
 
 # -- cases ----------------------------------------------------------------------------------------
@@ -306,8 +359,102 @@ def sharded_data_parallel(rank: int) -> None:
     all_compiled(record)
     collectives_stay(record)
     forward, backward = graph(record, "forward"), graph(record, "backward")
-    print("FWD", launches(forward), "BWD", launches(backward))
-    print("OUT", [str(o) for o in forward.source.graph.output_node().args[0]])
+    assert launches(forward) == ["all_gather_into_tensor"] * len(OF_DATA)
+    again = launches(backward)
+    # Backward needs no rows of the embedding.
+    assert again.count("all_gather_into_tensor") == len(OF_DATA) - 1
+    assert again.count("reduce_scatter_tensor") == len(OF_DATA)
+    nothing_gathered_is_saved(forward)
+
+
+def with_a_memory_budget(rank: int) -> None:
+    """What is planned to be kept are no gathered parameters either."""
+    record, _, _ = train_and_compare(rank, Llama, "dp", OF_DATA, memory_budget="256MiB")
+    all_compiled(record)
+    (budget,) = record.budgets
+    assert not budget.exceeds
+    nothing_gathered_is_saved(graph(record, "forward"))
+    assert launches(graph(record, "backward")).count("all_gather_into_tensor") == len(OF_DATA) - 1
+
+
+def with_the_least_memory(rank: int) -> None:
+    """Nothing that was reduced or exchanged is computed again."""
+    record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA)
+    usual = [sorted(launches(g)) for g in record.graphs]
+    with recording() as probe, contextlib.suppress(MemoryBudgetError):
+        train_and_compare(rank, Llama, "tp", LLAMA, memory_budget="4KiB")
+    (event,) = [f for e, f in probe.events if e == "memory-budget"] or [{}]
+    print(event)
+
+
+def fallback(rank: int) -> None:
+    """Without a C++ compiler, lowered graphs are interpreted, the same on all ranks."""
+    with no_compiler():
+        record, model, run = train_and_compare(rank, Llama, "tp", LLAMA, cache=False)
+        with recording() as without_gradients, torch.no_grad():
+            close(run(*tokens(9)), model(*tokens(9)), "loss")
+    for compiled in (*record.graphs, *without_gradients.graphs):
+        assert compiled.fallback is not None
+        assert "no working C++ compiler" in compiled.fallback
+    assert len([e for e, _ in record.events if e == "fallback"]) == 2
+
+
+def fallback_of_one_rank(rank: int) -> None:
+    """A rank without a compiler runs the same collectives as one that has it."""
+    with no_compiler() if rank else contextlib.nullcontext():
+        record, model, run = train_and_compare(rank, Llama, "tp", LLAMA, cache=False)
+        with torch.no_grad():
+            close(run(*tokens(9)), model(*tokens(9)), "loss")
+    assert all((compiled.fallback is not None) == bool(rank) for compiled in record.graphs)
+
+
+def pass_fails(rank: int) -> None:
+    """Markers that are left communicate as they say."""
+    with failing_pass():
+        for axis, plan in (("tp", LLAMA), ("dp", OF_DATA)):
+            record, model, run = train_and_compare(rank, Llama, axis, plan)
+            failed = [f for e, f in record.events if e == "pass-failed"]
+            assert [f["pass"] for f in failed] == ["partition"]
+            assert "a rule is wrong" in failed[0]["error"]
+            with torch.no_grad():
+                close(run(*tokens(9)), model(*tokens(9)), "loss")
+        torch._dynamo.reset()
+        model = deepcompile.parallelize(make(Llama), RANKS, plan=LLAMA)
+        with pytest.raises(PartitionError, match="a rule is wrong"):
+            torch.compile(model, backend="deepep", options={"strict": True})(*tokens(0))
+        assert "a rule is wrong" in str(deepcompile.explain(model, *tokens(0)))
+
+
+def pass_left_out(rank: int) -> None:
+    for axis, plan in (("tp", LLAMA), ("dp", OF_DATA)):
+        record, _, _ = train_and_compare(rank, Llama, axis, plan, disable=("partition",))
+        assert not [e for e, _ in record.events if e in ("fallback", "pass-failed")]
+        assert any("unshard" in name for name, _ in graph(record, "forward").externs)
+
+
+def longer_batches(rank: int) -> None:
+    """Sizes that become symbols: a new graph for the second batch size, none for the third."""
+    for axis, plan in (("tp", LLAMA), ("dp", OF_DATA)):
+        torch._dynamo.reset()
+        twin, model = make(Llama), make(Llama)
+        deepcompile.parallelize(model, {axis: RANKS}, plan=plan)
+        run = torch.compile(model, backend="deepep")
+        with recording() as record:
+            for rows in (4, 6, 8, 4):
+                inputs = tokens(rows, rows)
+                loss, expected = run(*own(rank, inputs, axis)), twin(*inputs)
+                loss.backward()
+                expected.backward()
+                close(mean_of_ranks(loss, axis), expected.detach(), "loss", rtol=1e-5)
+                compare_gradients(model, twin)
+        print(axis, [(g.name, g.fallback, len(launches(g))) for g in record.graphs])
+        print([(e, f) for e, f in record.events if e in ("fallback", "pass-failed", "replicated")])
+
+
+def verified(rank: int) -> None:
+    record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA, verify=True)
+    all_compiled(record)
+    print([(e, f) for e, f in record.events if e.startswith("verif") and f["pass"] == "partition"])
 
 
 def inference(rank: int) -> None:
@@ -347,7 +494,9 @@ CASES = {
     case.__name__: case
     for case in (
         llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
-        inference, inference_after_training, parts_of_a_model,
+        with_a_memory_budget, with_the_least_memory, inference, inference_after_training,
+        parts_of_a_model, fallback, fallback_of_one_rank, pass_fails, pass_left_out,
+        longer_batches, verified,
     )
 }  # fmt: skip
 
@@ -367,6 +516,7 @@ def work(rank: int, port: int, names: list[str], results: Any) -> None:
             results.put((name, rank, ""))
         except BaseException:
             results.put((name, rank, traceback.format_exc()))
+            if os.environ.get("GO_ON"): continue
             break  # the other rank may be left in a collective
     results.close()
     results.join_thread()
