@@ -22,6 +22,8 @@ _LAZY = {
     "RankError": "deepcompile.errors",
     "explain": "deepcompile.explanation",
     "parallelize": "deepcompile.parallel.api",
+    "plan": "deepcompile.parallel.planning",
+    "Plan": "deepcompile.parallel.plan",
     "full_state_dict": "deepcompile.parallel.state",
     "load_full_state_dict": "deepcompile.parallel.state",
     "portable_state_dict": "deepcompile.parallel.state",
@@ -36,6 +38,7 @@ __all__ = [
     "Options",
     "PartitionError",
     "PipelineError",
+    "Plan",
     "RankError",
     "VerificationError",
     "__version__",
@@ -44,6 +47,7 @@ __all__ = [
     "load_full_state_dict",
     "parallelize",
     "place_state_like",
+    "plan",
     "portable_state_dict",
     "runtime",
 ]
@@ -63,6 +67,8 @@ if TYPE_CHECKING:
     from deepcompile.explanation import explain
     from deepcompile.options import Options
     from deepcompile.parallel.api import parallelize
+    from deepcompile.parallel.plan import Plan
+    from deepcompile.parallel.planning import plan
     from deepcompile.parallel.state import (
         full_state_dict,
         load_full_state_dict,

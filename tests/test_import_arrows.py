@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "passes": {"ir", "cost", "pipeline", "capture"},
     "codegen": {"ir", "cost", "passes"},
     "runtime": {"ir", "cost", "passes", "codegen"},
-    "parallel": {"ir", "cost", "capture", "passes"},
+    "parallel": {"ir", "cost", "capture", "passes", "pipeline"},
     "inspect": set(),
     "budget": COMPILER,
     "recording": COMPILER | {"budget"},

@@ -133,7 +133,7 @@ def _planned(
     constraints: Mapping[str, Any] | None,
     device: torch.device,
 ) -> Any:
-    from deepcompile.parallel.planning import plan_parameters  # type: ignore[import-not-found]
+    from deepcompile.parallel.planning import plan_parameters
 
     return plan_parameters(
         model,

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from deepcompile.capture.aot import compile_through_aot, interpret
+from deepcompile.capture.aot import CompiledGraphKind, compile_through_aot, interpret
 from deepcompile.capture.fake_models import fake_model, fake_tensor
 from deepcompile.errors import PartitionError
 from deepcompile.passes.partition.sites import Sites, plain_sites
@@ -103,7 +103,12 @@ class _Tracer:
         )
 
     def _inference(
-        self, gm: GraphModule, inputs: Sequence[Any], *, kind: Any, static_input_idxs: Any
+        self,
+        gm: GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        kind: CompiledGraphKind,
+        static_input_idxs: Sequence[int],
     ) -> Callable[..., Any]:
         graph = self._manager.run(gm, kind, kind)
         self._keep(graph, None)

@@ -4,7 +4,7 @@ Let the user of a tensor pay `targets[q]` for taking it in placement `q`, and it
 what the move costs it: for leaving it in `p`, the least over `q` of `shares[p, q] - targets[q]`.
 Where the shares of all users that ask for a move are together no more than its seconds, no choice
 costs less than what groups pay, and they pay no less than their cheapest options (Lagrangian
-duality of the program in `relaxation.py`; likewise a price for each byte of a memory row). So the
+duality of the program in `program.py`; likewise a price for each byte of a memory row). So the
 bound holds for the problem itself however its prices were found: for groups that one colour stood
 for although they are not quite alike, and for a solver that stopped early.
 """

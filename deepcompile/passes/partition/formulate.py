@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from deepcompile.cost.links import Link
@@ -18,12 +19,20 @@ from deepcompile.ir.placements import (
     Placements,
     Shard,
     local_numel,
+    placements_text,
 )
 from deepcompile.passes.partition.moves import Mover
-from deepcompile.passes.partition.options import Option, Options
-from deepcompile.passes.partition.problem import MemoryRow, Problem, Solution, Use, Value
+from deepcompile.passes.partition.options import FREE, Option, Options, fits
+from deepcompile.passes.partition.problem import (
+    MemoryRow,
+    Problem,
+    Seconds,
+    Solution,
+    Use,
+    Value,
+)
 from deepcompile.passes.partition.sites import Parameter, Sites, TensorId
-from deepcompile.passes.partition.strategy import outputs_of
+from deepcompile.passes.partition.strategy import Rule, outputs_of
 
 SLACK = 1.1
 """How much more than its equal share a rank's parameters may take where no limit is given."""
@@ -45,22 +54,23 @@ class Choice:
 
 
 class Formulation:
-    """Groups, values and uses of a graph, in an order that its nodes give.
+    """Groups, values and uses of graphs, in an order that their nodes give.
 
     Args:
-        sites: the graph.
+        graphs: one, or the several that a model breaks into; a parameter has one place in all.
         mesh: what it is to run on.
         rates: of each rank's device.
         links: of each axis.
-        limit: bytes of parameters, gradients and optimizer state on a rank; None for `SLACK` of
-            an equal share on the tensor axes; infinite for no limit.
+        limit: bytes on a rank of parameters, gradients, optimizer state and of what is saved for
+            backward; None for `SLACK` of an equal share, on the tensor axes, of the first three;
+            infinite for no limit.
         optimizer_bytes: of state for each number of a parameter.
         allowed: by name of a parameter, the placements it may have; missing for any.
     """
 
     def __init__(
         self,
-        sites: Sites,
+        graphs: Sequence[Sites],
         mesh: Mesh,
         rates: Rates,
         links: Sequence[Link],
@@ -69,8 +79,11 @@ class Formulation:
         optimizer_bytes: float = 8.0,
         allowed: Mapping[str, Sequence[Placements]] | None = None,
     ) -> None:
-        self.sites, self.mesh, self.rates, self.links = sites, mesh, rates, tuple(links)
-        self.options = Options(sites, mesh, rates)
+        self.graphs, self.mesh, self.rates, self.links = tuple(graphs), mesh, rates, tuple(links)
+        self.options = {sites: Options(sites, mesh, rates) for sites in self.graphs}
+        self.axes = [axis for axis in range(len(mesh.sizes)) if not mesh.is_data(axis)]
+        self._saves_memory = limit is not None and math.isfinite(limit)
+        self._saved: dict[int, Seconds] = {}
         self.mover = Mover(mesh.sizes, self.links, rates.bandwidth, rates.launch)
         self.allowed = allowed or {}
         self.optimizer_bytes = optimizer_bytes
@@ -83,11 +96,20 @@ class Formulation:
         self.parameter_options: dict[str, list[Placements]] = {}
         self._memory: dict[int, np.ndarray] = {}
         self._whole = 0.0
+        self.reasons: dict[str, tuple[str, ...]] = {}
         self._add_parameters()
-        self._add_inputs()
-        self._add_nodes()
-        self._add_outputs()
+        for sites in self.graphs:
+            self._add_inputs(sites)
+            self._add_nodes(sites)
+            self._add_outputs(sites)
         self.problem = self._problem(limit)
+
+    @property
+    def rules(self) -> dict[Node, Rule | None]:
+        """Of all nodes."""
+        return {
+            n: r for options in self.options.values() for n, r in options.candidates.rules.items()
+        }
 
     def _group(self, costs: Sequence[float], label: str) -> int:
         self._costs.append(np.asarray(costs, dtype=np.float64))
@@ -105,20 +127,27 @@ class Formulation:
     # -- groups ---------------------------------------------------------------------------------
 
     def _add_parameters(self) -> None:
-        for parameter in self.sites.parameters:
-            options = self._placements_of(parameter)
-            held = np.array([self.bytes_of(parameter, option) for option in options])
-            costs = [self.data_seconds(parameter, option) for option in options]
-            group = self._group(costs, parameter.name)
-            self.group_of_parameter[parameter.name] = group
-            self.parameter_options[parameter.name] = options
-            self._memory[group] = held
-            self._whole += self.bytes_of(parameter, self._replicated())
-            inside = [self._on_tensor_axes(option) for option in options]
-            self._made[(parameter.source, 0)] = group, inside
-            for node, position in parameter.sinks:
-                tensor = self.sites.inputs_of(node)[position]
-                self._taken.setdefault(tensor, []).append((group, list(inside), True))
+        for sites in self.graphs:
+            for parameter in sites.parameters:
+                if parameter.name not in self.group_of_parameter:
+                    self._add_parameter(parameter)
+                group = self.group_of_parameter[parameter.name]
+                options = self.parameter_options[parameter.name]
+                inside = [self._on_tensor_axes(option) for option in options]
+                self._made[(parameter.source, 0)] = group, inside
+                for node, position in parameter.sinks:
+                    tensor = sites.inputs_of(node)[position]
+                    self._taken.setdefault(tensor, []).append((group, list(inside), True))
+
+    def _add_parameter(self, parameter: Parameter) -> None:
+        options = self._placements_of(parameter)
+        held = np.array([self.bytes_of(parameter, option) for option in options])
+        costs = [self.data_seconds(parameter, option) for option in options]
+        group = self._group(costs, parameter.name)
+        self.group_of_parameter[parameter.name] = group
+        self.parameter_options[parameter.name] = options
+        self._memory[group] = held
+        self._whole += self.bytes_of(parameter, self._replicated())
 
     def _placements_of(self, parameter: Parameter) -> list[Placements]:
         if parameter.placements is not None:
@@ -140,7 +169,7 @@ class Formulation:
             placed: list[Placement] = [REPLICATE] * len(order)
             for axis, place in zip(order, option, strict=True):
                 placed[axis] = place
-            if self.options.fits(shape, tuple(placed)):
+            if fits(shape, tuple(placed), self.mesh.sizes):
                 arranged.append(tuple(placed))
         return arranged
 
@@ -155,12 +184,21 @@ class Formulation:
         if self.mesh.is_data(axis):
             free = [place for place in plain if place.dim not in taken]
             return [REPLICATE, *free[:1]]
+        whole = [Shard(dim) for dim in range(len(shape)) if Shard(dim) not in plain]
+        if whole:
+            self.reasons[parameter.name] = tuple(
+                f"{self.mesh.axes[axis][0]}: {shard}: {_why_not(shape[shard.dim], ranks)}"
+                for shard in whole
+            )
         pieces = [
             shard
-            for shard in self.options.candidates.of((parameter.source, 0))
+            for sites, options in self.options.items()
+            for other in sites.parameters
+            if other.name == parameter.name
+            for shard in options.candidates.of((other.source, 0))
             if len(set(shard.pieces)) == 1 and shard.pieces[0] % ranks == 0
         ]
-        return [REPLICATE, *plain, *pieces]
+        return list(dict.fromkeys([REPLICATE, *plain, *pieces]))
 
     def bytes_of(self, parameter: Parameter, placements: Placements) -> float:
         """Of the parameter on a rank, with its gradient and optimizer state if it trains."""
@@ -187,13 +225,14 @@ class Formulation:
                 seconds += link.all_reduce(size, ranks)
         return seconds
 
-    def _add_inputs(self) -> None:
-        for node in self.sites.givens():
+    def _add_inputs(self, sites: Sites) -> None:
+        for node in sites.givens():
             self._made[(node, 0)] = self._group([0.0], node.name), [self._replicated()]
 
-    def _add_nodes(self) -> None:
-        for node in self.sites.steps():
-            options = self.options.of(node)
+    def _add_nodes(self, sites: Sites) -> None:
+        saved = _saved_for_backward(sites) if self._saves_memory else frozenset()
+        for node in sites.steps():
+            options = self.options[sites].of(node)
             group = self.group_of[node] = self._group(
                 [option.seconds for option in options], node.name
             )
@@ -201,24 +240,26 @@ class Formulation:
                 if value is not None:
                     made = [option.outputs[index] for option in options]
                     self._made[(node, index)] = group, made
-            late = node not in self.sites.forward
-            for position, tensor in enumerate(self.sites.inputs_of(node)):
+            if node in saved:
+                self._saved[group] = np.array([_bytes_made(node, o, self.mesh) for o in options])
+            late = node not in sites.forward
+            for position, tensor in enumerate(sites.inputs_of(node)):
                 taken: list[Placements | None] = [option.inputs[position] for option in options]
                 self._taken.setdefault(tensor, []).append((group, taken, late))
 
-    def _add_outputs(self) -> None:
-        output = self.sites.graph.output_node()
+    def _add_outputs(self, sites: Sites) -> None:
+        output = sites.graph.output_node()
         sinks = {
             position
-            for parameter in self.sites.parameters
+            for parameter in sites.parameters
             for node, position in parameter.sinks
             if node is output
         }
         group = self._group([0.0], "output")
-        for position, tensor in enumerate(self.sites.inputs_of(output)):
-            if position in sinks or tensor[0] in self.sites.hidden:
+        for position, tensor in enumerate(sites.inputs_of(output)):
+            if position in sinks or tensor[0] in sites.hidden:
                 continue
-            late = tensor[0] not in self.sites.forward
+            late = tensor[0] not in sites.forward
             self._taken.setdefault(tensor, []).append((group, [self._replicated()], late))
 
     # -- the problem ----------------------------------------------------------------------------
@@ -229,11 +270,13 @@ class Formulation:
         known: dict[TensorId, list[Placements]] = {}
         for tensor, (_, made) in self._made.items():
             asked = (p for _, taken, _ in self._taken.get(tensor, ()) for p in taken)
-            known[tensor] = list(dict.fromkeys([*made, *(p for p in asked if p is not None)]))
+            found = {*made, *(p for p in asked if p is not None)}
+            known[tensor] = sorted(found, key=placements_text)  # alike in layers that are alike
             by_shape.setdefault(_shape(tensor), []).extend(known[tensor])
         for shape, placements in by_shape.items():
             self.mover.teach(shape, list(dict.fromkeys(placements)))
         tables: dict[object, np.ndarray] = {}
+        parameters = {p.source for sites in self.graphs for p in sites.parameters}
         for tensor, (group, made) in self._made.items():
             users = self._taken.get(tensor)
             if not users:
@@ -244,7 +287,7 @@ class Formulation:
             key = (_shape(tensor), value.element_size(), tuple(places))
             if key not in tables:
                 tables[key] = self._table(_shape(tensor), value.element_size(), known[tensor])
-            keeps = tensor[0] not in self.sites.by_source
+            keeps = tensor[0] not in parameters and not self._saves_memory
             made_in = tuple(places[p] for p in made)
             values.append(Value(group, made_in, tables[key], keeps))
             for user, taken, late in users:
@@ -264,27 +307,69 @@ class Formulation:
         return table
 
     def _rows(self, limit: float | None) -> list[MemoryRow]:
-        if not self._memory or limit == math.inf:
+        if limit == math.inf or not self._memory:
             return []
+        if limit is not None:
+            held = {**self._memory, **self._saved}
+            return [MemoryRow(limit, held, name="parameters, their state, and saved tensors")]
         if all(len(held) == 1 for held in self._memory.values()):
             return []
-        if limit is None:
-            ranks = math.prod(self.mesh.sizes[axis] for axis in self.options.axes)
-            smallest = sum(float(held.min()) for held in self._memory.values())
-            limit = max(SLACK * self._whole / ranks, smallest)
-        return [MemoryRow(limit, self._memory, name="parameters")]
+        ranks = math.prod(self.mesh.sizes[axis] for axis in self.axes)
+        smallest = sum(float(held.min()) for held in self._memory.values())
+        limit = max(SLACK * self._whole / ranks, smallest)
+        return [MemoryRow(limit, self._memory, name="parameters and their state")]
 
     def choice_of(self, solution: Solution) -> Choice:
         """The solver's answer in terms of the graph."""
         nodes = {
-            node: self.options.of(node)[solution.options[group]]
-            for node, group in self.group_of.items()
+            node: self.options[sites].of(node)[solution.options[self.group_of[node]]]
+            for sites in self.graphs
+            for node in sites.steps()
         }
         parameters = {
             name: self.parameter_options[name][solution.options[group]]
             for name, group in self.group_of_parameter.items()
         }
         return Choice(nodes, parameters, solution)
+
+
+def _saved_for_backward(sites: Sites) -> frozenset[Node]:
+    """Nodes of forward whose memory backward reads, itself or a view of it, other than pointwise.
+
+    What pointwise operations read is computed again from what others read, or saved in its place.
+    """
+    late = {
+        source
+        for node in sites.steps()
+        if node not in sites.forward
+        and node.target not in FREE
+        and torch.Tag.pointwise not in getattr(node.target, "tags", ())
+        for source, _ in sites.inputs_of(node)
+    }
+    found = set()
+    for node in sorted(late & sites.forward, key=lambda node: node.name):
+        while node.target in FREE:
+            (node, _), *_ = sites.inputs_of(node)
+        if node.op == "call_function" and node not in sites.hidden and node not in sites.by_source:
+            found.add(node)
+    return frozenset(found)
+
+
+def _bytes_made(node: Node, option: Option, mesh: Mesh) -> float:
+    return float(
+        sum(
+            local_numel(value.numel(), placements, mesh.sizes) * value.element_size()
+            for value, placements in zip(outputs_of(node), option.outputs, strict=True)
+            if value is not None
+        )
+    )
+
+
+def _why_not(extent: int, ranks: int) -> str:
+    """Why a dimension is not sharded, and the nearest number of ranks for which it would be."""
+    fitting = [count for count in range(1, extent + 1) if extent % count == 0]
+    near = min(fitting, key=lambda count: (abs(count - ranks), count), default=1)
+    return f"{extent} is not divisible by {ranks}; by {near} it is"
 
 
 def _shape(tensor: TensorId) -> tuple[int, ...]:

@@ -148,7 +148,7 @@ class Mover:
             for step in self._steps(shape, state):
                 after = (*state[: step.axis], step.target, *state[step.axis + 1 :])
                 if after not in found:
-                    taken = seconds + self._seconds(step, whole, state)
+                    taken = seconds + self.seconds(step, whole, state)
                     heapq.heappush(queue, (taken, next(order), after, (*steps, step)))
         return found
 
@@ -177,7 +177,8 @@ class Mover:
                 if kind is not None:
                     yield Step(kind, axis, source, target)
 
-    def _seconds(self, step: Step, whole: float, state: Placements) -> float:
+    def seconds(self, step: Step, whole: float, state: Placements) -> float:
+        """Of one step from a state, for a tensor of `whole` bytes."""
         ranks, link = self.sizes[step.axis], self.links[step.axis]
         here = whole / math.prod(
             size for size, place in zip(self.sizes, state, strict=True) if isinstance(place, Shard)

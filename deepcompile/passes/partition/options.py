@@ -28,7 +28,7 @@ from deepcompile.passes.partition.strategy import (
 aten = torch.ops.aten
 
 #: Operations that move nothing.
-_FREE = frozenset(
+FREE = frozenset(
     {
         aten.view.default,
         aten._unsafe_view.default,
@@ -174,7 +174,7 @@ class Options:
         taken = tuple(self._over_axes([s.inputs[i] for s in chosen]) for i in range(len(inputs)))
         for shapes, placed in ((inputs, taken), (outputs, made)):
             for shape, placements in zip(shapes, placed, strict=True):
-                if shape is not None and not self.fits(shape, placements):
+                if shape is not None and not fits(shape, placements, self.mesh.sizes):
                     return None
         return Option(made, taken, self._seconds(node, chosen, taken, made))
 
@@ -184,20 +184,6 @@ class Options:
             found[axis] = placement
         return tuple(found)
 
-    def fits(self, shape: Sequence[int], placements: Placements) -> bool:
-        """Whether axes that shard one dimension together divide it, and none does so in pieces."""
-        left = list(shape)
-        seen: dict[int, bool] = {}
-        for placement, ranks in zip(placements, self.mesh.sizes, strict=True):
-            if isinstance(placement, Shard):
-                if placement.dim in seen and (seen[placement.dim] or placement.pieces):
-                    return False
-                seen[placement.dim] = bool(placement.pieces)
-                if left[placement.dim] % ranks:
-                    return False
-                left[placement.dim] //= ranks
-        return True
-
     def _seconds(
         self,
         node: Node,
@@ -205,7 +191,7 @@ class Options:
         taken: Sequence[Placements],
         made: Sequence[Placements],
     ) -> float:
-        if node.target in _FREE:
+        if node.target in FREE:
             return 0.0
         sizes = self.mesh.sizes
         moved = 0.0
@@ -225,6 +211,21 @@ class Options:
             moved *= FUSED
         dtype = _NAMES.get(str(_dtype_of(node)), "f32")
         return self.rates.seconds(moved, operations, dtype) - self.rates.launch if moved else 0.0
+
+
+def fits(shape: Sequence[int], placements: Placements, sizes: Sequence[int]) -> bool:
+    """Whether axes that shard one dimension together divide it, and none does so in pieces."""
+    left = list(shape)
+    seen: dict[int, bool] = {}
+    for placement, ranks in zip(placements, sizes, strict=True):
+        if isinstance(placement, Shard):
+            if placement.dim in seen and (seen[placement.dim] or placement.pieces):
+                return False
+            seen[placement.dim] = bool(placement.pieces)
+            if left[placement.dim] % ranks:
+                return False
+            left[placement.dim] //= ranks
+    return True
 
 
 _ZEROS = {aten.scalar_tensor.default, aten.full.default}

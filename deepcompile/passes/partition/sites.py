@@ -47,7 +47,7 @@ class Parameter:
         return self.tensor.numel() * self.tensor.element_size()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sites:
     """A graph and what in it is special.
 
@@ -89,9 +89,10 @@ class Sites:
     def givens(self) -> Iterator[Node]:
         """Inputs and constants: tensors that every rank has, whatever is decided."""
         for node in self.graph.nodes:
-            if node.op in ("placeholder", "get_attr") and node not in self.by_source:
-                if node not in self.hidden and outputs_of(node)[0] is not None:
-                    yield node
+            if node.op not in ("placeholder", "get_attr") or node in self.by_source:
+                continue
+            if node not in self.hidden and outputs_of(node)[0] is not None:
+                yield node
 
     def maker_of(self, node: Node) -> TensorId:
         """The tensor that a node stands for: `getitem` stands for one of another's outputs."""
