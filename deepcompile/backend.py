@@ -44,7 +44,7 @@ from .ir.collectives import communicates
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .options import Options
-from .passes.partition.marked import has_markers
+from .passes.partition.marked import gather_again, has_markers, plan_of
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
@@ -56,7 +56,7 @@ from .recording import recording as recording
 from .runtime.build import BuildFailed, build, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.collectives.agreement import agreed_in_world
-from .runtime.collectives.graph_collectives import fingerprint_of, plan_of
+from .runtime.collectives.graph_collectives import fingerprint_of
 from .runtime.collectives.start import members_of
 from .runtime.device import (
     cannot_generate,
@@ -203,7 +203,7 @@ class _Compiler:
         source, graph = self._last_trial.get(kind, (None, None))
         if graph is None or source is not gm:
             manager = PassManager(self.pipeline.graph, (), self.options)
-            graph = manager.run(copied(gm), kind, f"trial_{kind}")
+            graph = manager.run(without_opaque_inputs(copied(gm))[0], kind, f"trial_{kind}")
             self._last_trial[kind] = gm, graph
         triton = uses_triton(self.device, self.options.codegen)
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
@@ -275,8 +275,10 @@ class _Compiler:
     def run_joint_passes(self, joint: GraphModule) -> GraphModule:
         """Passes on forward and backward together, before they are split."""
         name = self._graph_name("joint")
-        self.plan = plan_of(joint)
-        return self._run_passes(self.pipeline.joint, joint, "joint", name)
+        self.plan = plan_of(joint.graph)
+        joint = self._run_passes(self.pipeline.joint, joint, "joint", name)
+        gather_again(joint.graph)
+        return joint
 
     def compile_graph(
         self,
@@ -306,7 +308,7 @@ class _Compiler:
         if compiled.kind != "inference" or not has_markers(gm.graph):
             return gm, 0
         start = time.perf_counter()
-        self.plan = plan_of(gm)
+        self.plan = plan_of(gm.graph)
         gm = self._run_passes(self.pipeline.joint, gm, compiled.kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         return gm, len(self.pipeline.joint)

@@ -135,7 +135,9 @@ def pinned_bytes(
     trained = [
         primals[number]
         for number, gradient in enumerate(gradients)
-        if isinstance(gradient, Node) and number in static and number < len(primals)
+        if isinstance(gradient, Node)
+        and number in static
+        and number < len(primals)
         # Meshes of DTensors are among the inputs and gradients too.
         and isinstance(primals[number].meta.get("val"), torch.Tensor)
     ]

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 import deepcompile
 from deepcompile.codegen.steps import ExternStep
-from deepcompile.errors import MemoryBudgetError, PartitionError
-from deepcompile.ir.collectives import communicates, is_launch, is_wait
+from deepcompile.errors import MemoryBudgetError, PartitionError, VerificationError
+from deepcompile.ir.collectives import communicates, is_launch
 from deepcompile.passes.partition import rewrite
+from deepcompile.passes.partition.emit import Emitter
+from deepcompile.passes.partition.moves import Step
 from deepcompile.recording import CompiledGraph, Recording, recording
 from deepcompile.runtime import build
 
@@ -148,7 +150,7 @@ CONVOLUTIONS = {
     "stem.weight": "S(0)", "stem.bias": "S(0)", "norm.weight": "S(0)", "norm.bias": "S(0)",
     "deeper.weight": "S(1)", "head.weight": "S(0)", "head.bias": "S(0)",
 }  # fmt: skip
-OF_DATA = {name: "S(0)" for name in LLAMA} | {
+OF_DATA = dict.fromkeys(LLAMA, "S(0)") | {
     f"layers.{layer}.{name}.weight": "S(0)" for layer in range(2) for name in ("first", "second")
 }
 
@@ -248,7 +250,9 @@ def graph(record: Recording, kind: str) -> CompiledGraph:
 
 
 def launches(compiled: CompiledGraph) -> list[str]:
-    return [name.split(".")[1] for name, _ in compiled.externs if "_c10d" in name and "wait" not in name]
+    return [
+        name.split(".")[1] for name, _ in compiled.externs if "_c10d" in name and "wait" not in name
+    ]
 
 
 def all_compiled(record: Recording) -> None:
@@ -265,9 +269,7 @@ def collectives_stay(record: Recording) -> None:
         before = [n for n in compiled.source.graph.nodes if n.op == "call_function"]
         targets = [n.target for n in before if communicates(n.target)]
         steps = compiled.spec.steps
-        made = [
-            s.target for s in steps if isinstance(s, ExternStep) and communicates(s.target)
-        ]
+        made = [s.target for s in steps if isinstance(s, ExternStep) and communicates(s.target)]
         assert made == targets, compiled.name
 
 
@@ -355,7 +357,7 @@ def data_parallel(rank: int) -> None:
 
 def sharded_data_parallel(rank: int) -> None:
     """Parameters are gathered in forward and again in backward, and none is kept in between."""
-    record, model, _ = train_and_compare(rank, Llama, "dp", OF_DATA)
+    record, _, _ = train_and_compare(rank, Llama, "dp", OF_DATA)
     all_compiled(record)
     collectives_stay(record)
     forward, backward = graph(record, "forward"), graph(record, "backward")
@@ -379,12 +381,15 @@ def with_a_memory_budget(rank: int) -> None:
 
 def with_the_least_memory(rank: int) -> None:
     """Nothing that was reduced or exchanged is computed again."""
-    record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA)
-    usual = [sorted(launches(g)) for g in record.graphs]
-    with recording() as probe, contextlib.suppress(MemoryBudgetError):
+    usual, _, _ = train_and_compare(rank, Llama, "tp", LLAMA)
+    with pytest.raises(MemoryBudgetError) as refused:
         train_and_compare(rank, Llama, "tp", LLAMA, memory_budget="4KiB")
-    (event,) = [f for e, f in probe.events if e == "memory-budget"] or [{}]
-    print(event)
+    least = refused.value.smallest
+    record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA, memory_budget=least)
+    all_compiled(record)
+    assert [sorted(launches(g)) for g in record.graphs] == [
+        sorted(launches(g)) for g in usual.graphs
+    ]
 
 
 def fallback(rank: int) -> None:
@@ -447,14 +452,42 @@ def longer_batches(rank: int) -> None:
                 expected.backward()
                 close(mean_of_ranks(loss, axis), expected.detach(), "loss", rtol=1e-5)
                 compare_gradients(model, twin)
-        print(axis, [(g.name, g.fallback, len(launches(g))) for g in record.graphs])
-        print([(e, f) for e, f in record.events if e in ("fallback", "pass-failed", "replicated")])
+        all_compiled(record)
+        assert [g.kind for g in record.graphs] == ["forward", "backward"] * 2
+        (reason,) = [f["reason"] for e, f in record.events if e == "not-partitioned"]
+        assert "sizes are symbols" in reason
+        forward, backward = record.graphs[2:]
+        assert launches(forward) == ["all_gather_into_tensor"] * len(plan)
+        assert launches(backward).count("all_gather_into_tensor") == len(plan) - 1
+        nothing_gathered_is_saved(forward)
 
 
 def verified(rank: int) -> None:
     record, _, _ = train_and_compare(rank, Llama, "tp", LLAMA, verify=True)
     all_compiled(record)
-    print([(e, f) for e, f in record.events if e.startswith("verif") and f["pass"] == "partition"])
+    checked = {f["pass"]: (e, f) for e, f in record.events if e.startswith("verif")}
+    assert checked["partition"][0] == "verified", checked
+    assert checked["partition"][1]["values"]
+    assert checked["fuse-rows"][0] == "verified", checked
+
+
+def verified_to_be_wrong(rank: int) -> None:
+    """A rank's graph that forgets a reduction is found out, on all ranks and without the others."""
+    torch._dynamo.reset()
+    model = deepcompile.parallelize(make(Llama), RANKS, plan=LLAMA)
+    launch = Emitter.launch
+
+    def forgetful(self: Emitter, step: Step, value: Any) -> Any:
+        return value if step.kind == "all_reduce" else launch(self, step, value)
+
+    Emitter.launch = forgetful  # type: ignore[method-assign]
+    try:
+        with pytest.raises(VerificationError, match=r"'partition' failed.*on rank 0, output"):
+            torch.compile(model, backend="deepep", options={"verify": True, "cache": False})(
+                *tokens(0)
+            )
+    finally:
+        Emitter.launch = launch  # type: ignore[method-assign]
 
 
 def inference(rank: int) -> None:
@@ -496,7 +529,7 @@ CASES = {
         llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
         with_a_memory_budget, with_the_least_memory, inference, inference_after_training,
         parts_of_a_model, fallback, fallback_of_one_rank, pass_fails, pass_left_out,
-        longer_batches, verified,
+        longer_batches, verified, verified_to_be_wrong,
     )
 }  # fmt: skip
 
@@ -516,7 +549,8 @@ def work(rank: int, port: int, names: list[str], results: Any) -> None:
             results.put((name, rank, ""))
         except BaseException:
             results.put((name, rank, traceback.format_exc()))
-            if os.environ.get("GO_ON"): continue
+            if os.environ.get("GO_ON"):
+                continue
             break  # the other rank may be left in a collective
     results.close()
     results.join_thread()

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from deepcompile.cache_dir import plans_folder
 from deepcompile.cost.rates import Rates, rates_of
+from deepcompile.ir.collectives import is_launch
 from deepcompile.passes.partition.decide import Question
+from deepcompile.passes.partition.gather_whole import gathered_whole
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.pipeline.protocol import PassContext, PassResult
+
+_SYMBOLIC = (
+    "sizes are symbols, for which no placements are planned: parameters are gathered, and along an "
+    "axis that is not of data each rank computes everything; torch.compile(..., dynamic=False) "
+    "gives each size a program of its own"
+)
 
 
 def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
@@ -19,6 +27,10 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     if not has_markers(module.graph):
         return PassResult(module, changed=False)
     module = merged_markers(module)
+    if _has_symbolic_sizes(module):
+        ctx.note("not-partitioned", reason=_SYMBOLIC)
+        graph = gathered_whole(module.graph)
+        return PassResult(GraphModule(module, graph), changed=True, stats=_counts(graph))
     sites, specs = marked_sites(module.graph)
     mesh = specs[0].mesh
     device = _device_of(module)
@@ -32,15 +44,25 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     result = GraphModule(module, lowering.run())
     stats = {
         "ranks": mesh.ranks,
-        "collectives": sum(
-            getattr(node.target, "namespace", "") == "_c10d_functional"
-            and "wait" not in str(node.target)
-            for node in result.graph.nodes
-        ),
+        **_counts(result.graph),
         "modelled_microseconds": round(solution.seconds * 1e6),
         "gap_percent": round(100 * solution.gap, 2),
     }
     return PassResult(result, changed=True, stats=stats)
+
+
+def _counts(graph: Graph) -> dict[str, int]:
+    return {"collectives": sum(is_launch(node.target) for node in graph.nodes)}
+
+
+def _has_symbolic_sizes(module: GraphModule) -> bool:
+    """Whether an input is a size, or has one that is no number."""
+    return any(
+        isinstance(value, torch.SymInt | torch.SymFloat)
+        or (isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape))
+        for node in module.graph.find_nodes(op="placeholder")
+        for value in [node.meta.get("val")]
+    )
 
 
 def _device_of(module: GraphModule) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.ir.graph_types import dtype_name, expression
 from deepcompile.ir.origins import origin_of
-from deepcompile.ir.placements import Shard, placements_text
+from deepcompile.passes.partition.marked import axes_of_marker, is_marker, spec_of
 from deepcompile.runtime.collectives.fingerprint import CollectiveEntry, Fingerprint
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd")
@@ -49,26 +47,11 @@ def fingerprint_of(
     entries: list[CollectiveEntry] = []
     for node in graph_module.graph.nodes:
         op = _collective(node)
-        if node.target in (unshard, reshard_grad):
+        if is_marker(node):
             entries += _marker_entries(node, members_of)
         elif op is not None:
             entries.append(_entry(node, op, members_of, label_of or user_line))
     return Fingerprint(graph, plan, tuple(entries))
-
-
-def plan_of(graph_module: GraphModule) -> str:
-    """What a marked graph says of parameters on a mesh, as a short digest; equal on all ranks."""
-    specs = {
-        MarkerSpec.parse(str(node.args[1]))
-        for node in graph_module.graph.find_nodes(op="call_function", target=unshard)
-    }
-    if not specs:
-        return ""
-    texts = sorted(
-        f"{spec.label} {spec.shape} {placements_text(spec.placements)} {spec.mesh}"
-        for spec in specs
-    )
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def user_line(node: Node) -> str:
@@ -90,25 +73,17 @@ def _marker_entries(
     node: Node, members_of: Callable[[Any], tuple[int, ...]]
 ) -> list[CollectiveEntry]:
     """What a marker does when it runs as it is, on each axis of its mesh."""
-    spec = MarkerSpec.parse(str(node.args[1]))
     tensor = _value(node.args[0])
-
-    def moves(axis: MarkerAxis, placement: Any) -> bool:
-        if node.target is unshard:
-            return axis.size > 1 and isinstance(placement, Shard)
-        return axis.size > 1 and axis.is_data
-
     return [
         CollectiveEntry(
-            op="unshard" if node.target is unshard else "reshard_grad",
+            op=str(node.target).split(".")[1],
             reduce_op="",
             dtype=dtype_name(tensor.dtype),
-            shape=", ".join(map(str, tensor.shape)),
+            shape=", ".join(str(expression(size)) for size in tensor.shape),
             members=tuple(members_of(axis.group)),
-            label=spec.label,
+            label=spec_of(node).label,
         )
-        for axis, placement in zip(spec.axes, spec.placements, strict=True)
-        if moves(axis, placement)
+        for axis in axes_of_marker(node)
     ]
 
 
