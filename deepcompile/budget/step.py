@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Node
 
 from ..codegen.timeline import ARENA, Timeline
@@ -134,7 +135,11 @@ def pinned_bytes(
     trained = [
         primals[number]
         for number, gradient in enumerate(gradients)
-        if isinstance(gradient, Node) and number in static and number < len(primals)
+        if isinstance(gradient, Node)
+        and number in static
+        and number < len(primals)
+        # Meshes of DTensors are among the inputs and gradients too.
+        and isinstance(primals[number].meta.get("val"), torch.Tensor)
     ]
     gradient_bytes = sum(facts.nbytes(n) for n in trained)
     if optimizer_bytes is not None:

@@ -157,7 +157,9 @@ def compile_through_aot(
     except torch_private.exceptions_meant_for_dynamo:
         raise
     except Exception as error:
-        _raise_if_for_user(error, strict, "AOTAutograd could not capture the graph")
+        # With whole parameters on a mesh eager would average no gradients over the axes of data.
+        refuse = strict or getattr(options, "mesh", None) is not None
+        _raise_if_for_user(error, refuse, "AOTAutograd could not capture the graph")
         record("fallback", stage="capture", kind="joint", reason=_reason(error))
         log.debug("AOTAutograd could not capture the graph", exc_info=error)
         return gm

@@ -38,6 +38,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
 
+from deepcompile.ir.collectives import communicates
+
 from .divide import divided_plainly
 
 __all__ = [
@@ -115,13 +117,17 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
+    opaque = [node for node in saved if not isinstance(node.meta.get("val"), torch.Tensor)]
+    # Only torch that has such inputs, as meshes of DTensors, has this argument.
+    apart: dict[str, Any] = {"saved_opaque_nodes": opaque} if opaque else {}
     with uncalled_graph_modules():
         forward, backward = _extract_fwd_bwd_modules(
             joint,
-            list(saved),
+            [node for node in saved if node not in opaque],
             saved_sym_nodes=list(symbols),
             num_fwd_outputs=num_fwd_outputs,
             static_lifetime_input_nodes=static,
+            **apart,
         )
         for half in (forward, backward):
             half.graph.eliminate_dead_code(is_impure_node=_must_stay)
@@ -206,7 +212,12 @@ def _with_modes(state: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
 
 
 def _must_stay(node: Node) -> bool:
-    """Whether a node that nobody reads does something; drawing random numbers is nothing."""
+    """Whether a node that nobody reads does something; drawing random numbers is nothing.
+
+    Nor are collectives: either half has those of the other, until it is found to need none.
+    """
+    if communicates(node.target):
+        return False
     return node.op in ("placeholder", "output") or node.is_impure(impure_random=False)
 
 

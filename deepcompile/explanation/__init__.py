@@ -106,6 +106,7 @@ def _explanation(
         (str(f["op"]), str(f["reason"])) for event, f in record.events if event == "not-lowered"
     )
     failed = [(str(f["pass"]), str(f["error"])) for e, f in record.events if e == "pass-failed"]
+    failed += [("partition", f["reason"]) for e, f in record.events if e == "not-partitioned"]
     return Explanation(
         graphs=tuple(measure_graph(graph) for graph in record.graphs),
         fallbacks=tuple((str(f.get("graph", f.get("stage", "?"))), f["reason"]) for f in fallbacks),

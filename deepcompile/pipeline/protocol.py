@@ -44,7 +44,12 @@ class PassContext(Protocol):
 
 
 class Pass(Protocol):
-    """A frozen dataclass; its fields are its options and its docstring starts with its summary."""
+    """A frozen dataclass; its fields are its options and its docstring starts with its summary.
+
+    Where equal outputs for equal inputs are not what a pass keeps, it also has
+    `check(before, after, seed)`, which `verify` calls with a changed graph. It returns what
+    `execute.compare_graphs` returns and raises what that raises. It must not communicate.
+    """
 
     name: ClassVar[str]
     phase: ClassVar[Literal["joint", "graph"]]

@@ -18,6 +18,7 @@ from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS,
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
+from ...ir.collectives import communicates
 from .scratch import scratch_of
 
 aten = torch.ops.aten
@@ -266,8 +267,9 @@ def why_kept(node: Node) -> str | None:
         return None
     if not isinstance(target, torch._ops.OpOverload):
         return "a higher-order or unknown operator"
-    if "c10d" in target.namespace:
-        return "a collective"
+    if communicates(target):
+        # Parameters of which ranks have shares are gathered again.
+        return None if must_recompute(node) else "a collective"
     if target._schema.is_mutable:
         return "it writes into its input"
     if torch.Tag.nondeterministic_seeded in target.tags and not _is_attention_as_given(node):

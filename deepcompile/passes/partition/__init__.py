@@ -10,6 +10,8 @@ from deepcompile.pipeline.protocol import PassContext, PassResult
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from deepcompile.pipeline.execute import Agreement, Mismatch
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -43,3 +45,9 @@ class Partition:
         from deepcompile.passes.partition.rewrite import rewrite
 
         return rewrite(graph, ctx)
+
+    def check(self, before: GraphModule, after: GraphModule, seed: int = 0) -> Agreement | Mismatch:
+        """Both graphs on all ranks of the mesh, simulated in this process."""
+        from deepcompile.passes.partition.check import compare_on_all_ranks
+
+        return compare_on_all_ranks(before, after, seed)

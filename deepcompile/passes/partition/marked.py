@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
 
-from deepcompile.capture.markers import MarkerSpec, reshard_grad, unshard
+from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.errors import PartitionError
+from deepcompile.ir.placements import Shard, placements_text
 from deepcompile.passes.partition.sites import Parameter, Sites
 
 aten = torch.ops.aten
@@ -22,6 +25,38 @@ def has_markers(graph: Graph) -> bool:
 def spec_of(node: Node) -> MarkerSpec:
     """Of a marker."""
     return MarkerSpec.parse(str(node.args[1]))
+
+
+def is_marker(node: Node) -> bool:
+    """Whether a node stands where a parameter is read or its gradient is put on the mesh."""
+    return node.target is unshard or node.target is reshard_grad
+
+
+def axes_of_marker(node: Node) -> list[MarkerAxis]:
+    """The axes on which a marker communicates when it runs as it is."""
+    spec = spec_of(node)
+    gathers = node.target is unshard
+    return [
+        axis
+        for axis, placement in zip(spec.axes, spec.placements, strict=True)
+        if axis.size > 1 and (isinstance(placement, Shard) if gathers else axis.is_data)
+    ]
+
+
+def plan_of(graph: Graph) -> str:
+    """What markers say of parameters on a mesh, as a short digest: equal on all ranks."""
+    specs = {spec_of(node) for node in graph.find_nodes(op="call_function", target=unshard)}
+    texts = sorted(
+        f"{spec.label} {spec.shape} {placements_text(spec.placements)} {spec.mesh}"
+        for spec in specs
+    )
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] if texts else ""
+
+
+def gather_again(graph: Graph) -> None:
+    """Let backward gather parameters again where markers are left: they would be kept whole."""
+    for node in graph.find_nodes(op="call_function", target=unshard):
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
 
 
 def merged_markers(module: GraphModule) -> GraphModule:

@@ -1,6 +1,13 @@
 """Graphs of whole parameters that a mesh is given for as an option: work is shared, they are not.
 
-Every rank keeps whole parameters and gets whole gradients, averaged over data axes.
+Every rank keeps whole parameters and gets whole gradients, averaged over data axes. Inputs that
+stay where they are get the markers of parameters that are replicated, and all else follows.
+
+Before (mesh tp=2):
+    %y = aten.mm(%x, %primals_2)
+After:
+    %w = deepcompile.unshard(%primals_2, "128,64 | R | tp=2@1 | primals_2")
+    %y = aten.mm(%x, %w)
 """
 
 from __future__ import annotations
@@ -9,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch.fx import Graph, Node
 
-from deepcompile.capture.markers import MarkerAxis
+from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.errors import MeshError
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import REPLICATE
 from deepcompile.ir.static_inputs import is_static_input
-from deepcompile.passes.partition.sites import Parameter, Sites, plain_sites
+
+_KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "seq_nr", "desc")
 
 
 def axes_of(text: str) -> tuple[MarkerAxis, ...]:
@@ -53,28 +61,59 @@ def axes_of(text: str) -> tuple[MarkerAxis, ...]:
     return tuple(axes)
 
 
-def whole_sites(graph: Graph, axes: tuple[MarkerAxis, ...]) -> Sites:
-    """A graph whose inputs that stay where they are, parameters and buffers, are replicated."""
+def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> int:
+    """Put markers of replicated parameters around inputs that stay where they are; how many.
+
+    Changes `graph`, joint or without gradients. Inputs that are written to stay as they are.
+    """
     placeholders = [
         node
         for node in graph.find_nodes(op="placeholder")
         if not str(node.target).startswith("tangents")
     ]
-    (results,) = graph.output_node().args
-    assert isinstance(results, tuple | list)
+    output = graph.output_node()
+    (returned,) = output.args
+    assert isinstance(returned, tuple | list)
+    results = list(returned)
     is_joint = len(placeholders) < len(graph.find_nodes(op="placeholder"))
-    gradients = list(results)[-len(placeholders) :] if is_joint and placeholders else []
-    names: dict[Node, str] = {}
-    landed: dict[Node, Node | None] = {}
+    first_gradient = len(results) - len(placeholders) if is_joint else len(results)
+    anchor = placeholders[-1].next if placeholders else output
+    while anchor.op == "placeholder":
+        anchor = anchor.next
+    found = 0
     for number, node in enumerate(placeholders):
-        if not is_static_input(node):
-            continue
         value = node.meta.get("val")
-        gradient = gradients[number] if number < len(gradients) else None
-        if isinstance(value, torch.Tensor) and isinstance(gradient, Node):
-            names[node] = node.name
-            landed[node] = gradient
-    whole = (REPLICATE,) * len(axes)
-    sites = plain_sites(graph, names, landed)
-    parameters = tuple(Parameter(p.name, p.source, p.sinks, whole, True) for p in sites.parameters)
-    return Sites(graph, parameters)
+        if not is_static_input(node) or not _can_be_shared(node, value):
+            continue
+        found += 1
+        shape = tuple(int(size) for size in value.shape)
+        spec = str(MarkerSpec(shape, (REPLICATE,) * len(axes), axes, node.name))
+        readers = list(node.users)
+        whole = _call(graph, anchor, unshard, node, spec)
+        for reader in readers:
+            reader.replace_input_with(node, whole)
+        place = first_gradient + number
+        if place < len(results) and isinstance(gradient := results[place], Node):
+            results[place] = _call(graph, output, reshard_grad, gradient, spec)
+    output.args = (tuple(results) if isinstance(returned, tuple) else results,)
+    return found
+
+
+def _can_be_shared(node: Node, value: object) -> bool:
+    written = torch.ops.aten.copy_.default
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and all(type(size) is int for size in value.shape)
+        and not any(user.target is written and user.args[0] is node for user in node.users)
+    )
+
+
+def _call(graph: Graph, anchor: Node, target: object, value: Node, spec: str) -> Node:
+    with graph.inserting_before(anchor):
+        node = graph.call_function(target, (value, spec))  # type: ignore[arg-type]
+    node.meta = {key: held for key, held in value.meta.items() if key in _KEPT}
+    example = value.meta["val"]
+    with example.fake_mode:
+        node.meta["val"] = example.clone(memory_format=torch.contiguous_format)
+    return node

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from deepcompile.cache_dir import plans_folder
-from deepcompile.capture.markers import mesh_of
 from deepcompile.cost.rates import Rates, rates_of
+from deepcompile.ir.collectives import is_launch
 from deepcompile.passes.partition.decide import Question
+from deepcompile.passes.partition.gather_whole import gathered_whole
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
-from deepcompile.passes.partition.plain import axes_of, whole_sites
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.pipeline.protocol import PassContext, PassResult
 
+_SYMBOLIC = (
+    "sizes are symbols, for which no placements are planned: parameters are gathered, and along an "
+    "axis that is not of data each rank computes everything; torch.compile(..., dynamic=False) "
+    "gives each size a program of its own"
+)
+
 
 def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
-    """Plan and lower a graph that is on a mesh, by its parameters or by option; others stay."""
-    if has_markers(module.graph):
-        module = merged_markers(module)
-        sites, specs = marked_sites(module.graph)
-        axes = specs[0].axes
-    elif ctx.options.mesh is not None:
-        axes = axes_of(ctx.options.mesh)
-        sites = whole_sites(module.graph, axes)
-    else:
+    """Plan and lower a graph that reads parameters of a mesh; others stay as they are."""
+    if not has_markers(module.graph):
         return PassResult(module, changed=False)
-    mesh = mesh_of(axes)
+    module = merged_markers(module)
+    if _has_symbolic_sizes(module):
+        ctx.note("not-partitioned", reason=_SYMBOLIC)
+        graph = gathered_whole(module.graph)
+        return PassResult(GraphModule(module, graph), changed=True, stats=_counts(graph))
+    sites, specs = marked_sites(module.graph)
+    mesh = specs[0].mesh
     device = _device_of(module)
     question = Question((sites,), mesh, _rates(device), device.type)
     folder = plans_folder(ctx.options) if ctx.options.cache else None
     choice = question.answer(folder)
     solution = choice.solution
-    groups = tuple(axis.group for axis in axes)
+    groups = tuple(axis.group for axis in specs[0].axes)
     rules = {node: rule_of(node) for node in sites.steps()}
     lowering = Lowering(sites, mesh, groups, choice, rules, question.mover(choice))
     result = GraphModule(module, lowering.run())
     stats = {
         "ranks": mesh.ranks,
-        "collectives": sum(
-            getattr(node.target, "namespace", "") == "_c10d_functional"
-            and "wait" not in str(node.target)
-            for node in result.graph.nodes
-        ),
+        **_counts(result.graph),
         "modelled_microseconds": round(solution.seconds * 1e6),
         "gap_percent": round(100 * solution.gap, 2),
     }
     return PassResult(result, changed=True, stats=stats)
+
+
+def _counts(graph: Graph) -> dict[str, int]:
+    return {"collectives": sum(is_launch(node.target) for node in graph.nodes)}
+
+
+def _has_symbolic_sizes(module: GraphModule) -> bool:
+    """Whether an input is a size, or has one that is no number."""
+    return any(
+        isinstance(value, torch.SymInt | torch.SymFloat)
+        or (isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape))
+        for node in module.graph.find_nodes(op="placeholder")
+        for value in [node.meta.get("val")]
+    )
 
 
 def _device_of(module: GraphModule) -> torch.device:

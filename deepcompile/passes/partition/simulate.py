@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from deepcompile.capture import rank_ops
+from deepcompile.capture.markers import MarkerSpec, reshard_grad, unshard
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import Partial, Placements, Replicate, Shard
 
@@ -67,6 +68,15 @@ def _of_rank(argument: Any, values: Mapping[Node, Values], rank: int) -> Any:
 
 def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) -> Values:
     target: Any = node.target
+    if target is unshard:
+        spec = MarkerSpec.parse(str(node.args[1]))
+        whole = gathered([args[rank][0][0] for rank in range(mesh.ranks)], spec.placements, mesh)
+        return [whole.clone() for _ in range(mesh.ranks)]
+    if target is reshard_grad:
+        spec = MarkerSpec.parse(str(node.args[1]))
+        return _shares_of_mean([args[rank][0][0] for rank in range(mesh.ranks)], spec, mesh)
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        return _equally_random(target, args)
     if target in _COLLECTIVES:
         name = next(argument for argument in node.args[::-1] if isinstance(argument, str))
         groups = mesh.groups(axes[name])
@@ -83,19 +93,31 @@ def _call(node: Node, args: Sequence[Any], mesh: Mesh, axes: Mapping[str, int]) 
             _LOCAL[target](*args[rank][0][:-1], places[rank], **args[rank][1])
             for rank in range(mesh.ranks)
         ]
-    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-        return _drawn(target, args)
     return [target(*plain, **named) for plain, named in args]
 
 
-def _drawn(target: Any, args: Sequence[Any]) -> Values:
-    """Random numbers of ranks that were seeded alike: each has a generator of its own."""
-    state = torch.get_rng_state()
-    found = []
+def _shares_of_mean(grads: Sequence[Tensor], spec: MarkerSpec, mesh: Mesh) -> Values:
+    """A rank's share of a gradient that it has whole, averaged over data axes."""
+    places = list(mesh.coordinates())
+    results: Values = []
+    for rank, place in enumerate(places):
+        alike = [
+            other
+            for other, there in enumerate(places)
+            if all(mesh.is_data(axis) or there[axis] == at for axis, at in enumerate(place))
+        ]
+        mean = torch.stack([grads[other] for other in alike]).mean(0)
+        results.append(scattered(mean, spec.placements, mesh)[rank])
+    return results
+
+
+def _equally_random(target: Any, args: Sequence[Any]) -> Values:
+    """All ranks draw the same numbers, as ranks that were seeded alike do."""
+    state, results = torch.get_rng_state(), []
     for plain, named in args:
         torch.set_rng_state(state)
-        found.append(target(*plain, **named))
-    return found
+        results.append(target(*plain, **named))
+    return results
 
 
 def _reduced(kind: str, values: Sequence[Tensor]) -> Tensor:

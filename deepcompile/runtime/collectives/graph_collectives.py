@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from deepcompile.ir.graph_types import dtype_name, expression
 from deepcompile.ir.origins import origin_of
+from deepcompile.passes.partition.marked import axes_of_marker, is_marker, spec_of
 from deepcompile.runtime.collectives.fingerprint import CollectiveEntry, Fingerprint
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd")
@@ -43,10 +44,12 @@ def fingerprint_of(
             torch a process group. Names depend on the rank and are no part of the result.
         label_of: of a collective's node; by default the user's line, without the folder.
     """
-    entries = []
+    entries: list[CollectiveEntry] = []
     for node in graph_module.graph.nodes:
         op = _collective(node)
-        if op is not None:
+        if is_marker(node):
+            entries += _marker_entries(node, members_of)
+        elif op is not None:
             entries.append(_entry(node, op, members_of, label_of or user_line))
     return Fingerprint(graph, plan, tuple(entries))
 
@@ -64,6 +67,24 @@ def _collective(node: Node) -> str | None:
         return None
     name = name.removesuffix("_out").removesuffix("_")
     return name if name in _OPS else None
+
+
+def _marker_entries(
+    node: Node, members_of: Callable[[Any], tuple[int, ...]]
+) -> list[CollectiveEntry]:
+    """What a marker does when it runs as it is, on each axis of its mesh."""
+    tensor = _value(node.args[0])
+    return [
+        CollectiveEntry(
+            op=str(node.target).split(".")[1],
+            reduce_op="",
+            dtype=dtype_name(tensor.dtype),
+            shape=", ".join(str(expression(size)) for size in tensor.shape),
+            members=tuple(members_of(axis.group)),
+            label=spec_of(node).label,
+        )
+        for axis in axes_of_marker(node)
+    ]
 
 
 def _entry(
