@@ -10,6 +10,7 @@ from deepcompile.cost.rates import Rates, rates_of
 from deepcompile.passes.partition.formulate import Formulation
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
+from deepcompile.passes.partition.report import document_of
 from deepcompile.passes.partition.solve import solve
 from deepcompile.pipeline.protocol import PassContext, PassResult
 
@@ -28,6 +29,7 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     groups = tuple(axis.group for axis in specs[0].axes)
     lowering = Lowering(sites, mesh, groups, choice, formulation.rules, formulation.mover)
     result = GraphModule(module, lowering.run())
+    ctx.report("sharding", lambda: document_of(formulation, choice))
     stats = {
         "ranks": mesh.ranks,
         "collectives": sum(
