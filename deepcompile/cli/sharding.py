@@ -244,16 +244,16 @@ def _summary(record: ShardingRecord) -> Iterator[str]:
     memory = record.memory
     if memory:
         yield (
-            f"  a rank holds {_of(memory['parameters'], memory['one device'])} of parameters, "
-            "gradients and optimizer state"
+            "  parameters, gradients and optimizer state on a rank: "
+            + _of(memory["parameters"], memory["one device"])
         )
     if "saved" in memory:
         saved = _of(memory["saved"], memory["saved on one device"])
-        yield f"  a rank saves {saved} for backward, other than what pointwise operations read"
+        yield f"  saved for backward, other than for pointwise operations: {saved}"
 
 
 def _of(part: int, whole: int) -> str:
-    share = f", {part / whole:.2f} of one device's {format_size(whole)}" if whole else ""
+    share = f", {part / whole:.2f} times one device's {format_size(whole)}" if whole else ""
     return format_size(part) + share
 
 
@@ -314,7 +314,7 @@ def _reason(graph: str, mesh: str, reason: ParameterReasons) -> Iterator[str]:
     yield f"{reason.name} ({shape}) lies as {reason.placements} on {mesh}, in {graph}"
     others = [option for option in reason.options if option != reason.placements]
     if others:
-        yield f"  the plan with it is quickest within memory; it could also be {', '.join(others)}"
+        yield f"  chosen by the model's seconds within memory from: {', '.join(reason.options)}"
     elif reason.options:
         yield "  there was nothing else to choose from: it was given, or nothing else divides it"
     for text in reason.dropped:

@@ -28,7 +28,7 @@ svg{--bg:#fff;--fg:#1f2328;--soft:#59636e;--line:#d1d9e0;--r:#8c959f;--s0:#0969d
 --sn:#1a7f37;--sd:#8250df;--bar:#656d76;background:var(--bg);font:11px ui-monospace,monospace}
 @media(prefers-color-scheme:dark){svg{--bg:#0d1117;--fg:#f0f6fc;--soft:#9198a1;--line:#3d444d;
 --r:#656c76;--s0:#4493f8;--s1:#f0883e;--sn:#3fb950;--sd:#ab7df8;--bar:#9198a1}}
-text{fill:var(--fg)}.soft{fill:var(--soft)}h1,.head{font-size:15px;font-weight:bold}
+text{fill:var(--fg)}.soft{fill:var(--soft)}.head{font-size:15px;font-weight:bold}
 .rule,.cut{fill:none;stroke:var(--line)}.cut{stroke:var(--bg);stroke-width:.8}
 .r{fill:var(--r)}.s0{fill:var(--s0)}.s1{fill:var(--s1)}.sn{fill:var(--sn)}.sd{fill:var(--sd)}
 .whole{fill-opacity:.3}.forward{fill:var(--bar)}.backward{fill:none;stroke:var(--bar)}
@@ -169,12 +169,12 @@ class _Picture:
         """What it is of, and what the colours mean."""
         record = self.record
         title = "Plan of the model" if record.graph == MODEL else f"Graph {record.graph}"
-        self._text(16, 26, f"{title} on {record.mesh}", "head")
-        facts = [str(record.plan.get("device", ""))]
+        title += f" on {record.mesh}"
+        facts = []
         if record.seconds:
             facts.append(
-                f"step {record.seconds['total'] * 1e3:.3f} ms by the model, "
-                f"{record.seconds['communication'] * 1e3:.3f} ms of it collectives"
+                f"step {record.seconds['total'] * 1e3:.3f} ms by the model, collectives "
+                f"{record.seconds['communication'] * 1e3:.3f} ms"
             )
         if record.memory:
             facts.append(
@@ -182,8 +182,10 @@ class _Picture:
                 f"{format_size(record.memory['one device'])}"
             )
         if record.gap is not None:
-            facts.append(f"at most {record.gap:.2%} above the best plan")
-        self._text(16, 44, "; ".join(fact for fact in facts if fact), "soft")
+            facts.append(f"gap to the best plan {record.gap:.2%}")
+        device = record.plan.get("device")
+        self._text(16, 26, title + (f" ({device})" if device else ""), "head")
+        self._text(16, 44, "; ".join(facts), "soft")
         used = {self._colour(cell.placements) for layer in layers for cell in layer.cells}
         x = 16
         for colour, meaning in _LEGEND.items():
