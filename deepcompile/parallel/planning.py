@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepcompile.cost.links import links_of
+from deepcompile.cache_dir import plans_folder
 from deepcompile.cost.rates import Rates, rates_of
 from deepcompile.errors import PartitionError, nearest
 from deepcompile.ir.mesh import Mesh
@@ -25,12 +25,11 @@ from deepcompile.ir.placements import (
 )
 from deepcompile.options import Options, parse_size
 from deepcompile.parallel.tracing import trace
-from deepcompile.passes.partition.formulate import Formulation
+from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.options import fits
 from deepcompile.passes.partition.plan import ParameterFacts, Plan
 from deepcompile.passes.partition.report import plan_of
 from deepcompile.passes.partition.sites import Sites
-from deepcompile.passes.partition.solve import solve
 from deepcompile.pipeline.spec import parse_passes
 
 BEFORE = "functionalise-random"
@@ -76,19 +75,19 @@ def plan(
     """
     where = Mesh.of(mesh, frozenset(data_axes))
     kind = _device_of(model, device)
-    rates, links = _rates(kind), links_of(where, kind)
-    graphs = trace(model, example_inputs, parse_passes(BEFORE), Options.resolve(None, None))
-    formulation = Formulation(
-        graphs,
+    options = Options.resolve(None, None)
+    graphs = trace(model, example_inputs, parse_passes(BEFORE), options)
+    question = Question(
+        tuple(graphs),
         where,
-        rates,
-        links,
+        _rates(kind),
+        kind,
         limit=_limit(memory_limit),
         optimizer_bytes=optimizer_bytes,
         allowed=_allowed(constraints, model, graphs, where),
     )
-    solution = solve(formulation.problem)
-    return _with_unread(plan_of(formulation, formulation.choice_of(solution)), model)
+    choice = question.answer(plans_folder(options) if options.cache else None)
+    return _with_unread(plan_of(question, choice), model)
 
 
 def plan_parameters(

@@ -17,6 +17,7 @@ from deepcompile.ir.placements import (
     local_numel,
     placements_text,
 )
+from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.formulate import (
     Choice,
     Formulation,
@@ -24,17 +25,17 @@ from deepcompile.passes.partition.formulate import (
     saved_for_backward,
     why_not,
 )
-from deepcompile.passes.partition.moves import COLLECTIVES, Step
+from deepcompile.passes.partition.moves import COLLECTIVES, Mover, Step
 from deepcompile.passes.partition.options import FREE, Option
 from deepcompile.passes.partition.plan import Move, ParameterFacts, Plan
 from deepcompile.passes.partition.sites import Parameter, Sites, TensorId
 from deepcompile.passes.partition.strategy import outputs_of
 
 
-def plan_of(formulation: Formulation, choice: Choice) -> Plan:
+def plan_of(question: Question, choice: Choice) -> Plan:
     """A choice as a plan, with what it costs and why."""
-    mesh = formulation.mesh
-    moves = tuple(_moves(formulation, choice))
+    formulation, mesh = question.formulation, question.mesh
+    moves = tuple(_moves(formulation, choice, question.mover(choice)))
     parameters = {p.name: p for sites in formulation.graphs for p in sites.parameters}
     takers = _takers(formulation)
     facts = {
@@ -77,17 +78,17 @@ def plan_of(formulation: Formulation, choice: Choice) -> Plan:
     )
 
 
-def document_of(formulation: Formulation, choice: Choice) -> dict[str, Any]:
+def document_of(question: Question, choice: Choice) -> dict[str, Any]:
     """For the run directory: the plan, and placements of every node as text.
 
     Nodes are by name: what they call, their placements, and the user's line, as in
     `aten.mm.default | R, S(1) -> S(1) | model.py:12`.
     """
     return {
-        "plan": plan_of(formulation, choice).to_dict(),
+        "plan": plan_of(question, choice).to_dict(),
         "nodes": {
-            _label(formulation, sites, node): _text(node, choice.nodes[node])
-            for sites in formulation.graphs
+            _label(question.formulation, sites, node): _text(node, choice.nodes[node])
+            for sites in question.graphs
             for node in sites.steps()
         },
     }
@@ -182,16 +183,16 @@ def _label(formulation: Formulation, sites: Sites, node: Node) -> str:
     return f"{formulation.graphs.index(sites)}:{node.name}"
 
 
-def _moves(formulation: Formulation, choice: Choice) -> Iterable[Move]:
-    counted: dict[Move, int] = {}
+def _moves(formulation: Formulation, choice: Choice, mover: Mover) -> Iterable[Move]:
+    mesh, counted = formulation.mesh, dict[Move, int]()
     for sites in formulation.graphs:
         views = _views(sites)
         near = _parameter_before(sites, views)
         for tensor, target, late in _needs(formulation, sites, choice):
-            for step, size, seconds in _steps(formulation, choice, sites, tensor, target):
+            for step, size, seconds in _steps(mesh, mover, choice, sites, tensor, target):
                 move = Move(
                     step.kind,
-                    formulation.mesh.axes[step.axis][0],
+                    mesh.axes[step.axis][0],
                     "backward" if late else "forward",
                     _label(formulation, sites, tensor[0]),
                     origin_of(tensor[0]) or "",
@@ -240,12 +241,16 @@ def _needs(
 
 
 def _steps(
-    formulation: Formulation, choice: Choice, sites: Sites, tensor: TensorId, target: Placements
+    mesh: Mesh,
+    mover: Mover,
+    choice: Choice,
+    sites: Sites,
+    tensor: TensorId,
+    target: Placements,
 ) -> Iterable[tuple[Step, int, float]]:
     value = outputs_of(tensor[0])[tensor[1]]
     if value is None:
         return
-    mesh = formulation.mesh
     parameter = sites.by_source.get(tensor[0])
     if parameter is not None:
         source = _on_tensor_axes(mesh, choice.parameters[parameter.name])
@@ -253,7 +258,7 @@ def _steps(
         source = choice.nodes[tensor[0]].outputs[tensor[1]]
     else:
         source = (REPLICATE,) * len(mesh.sizes)
-    way = formulation.mover.path(tuple(value.shape), value.element_size(), source, target)
+    way = mover.path(tuple(value.shape), value.element_size(), source, target)
     if way is None:
         return
     state = source
@@ -264,7 +269,7 @@ def _steps(
                 local_numel(value.numel(), placements, mesh.sizes) for placements in (state, after)
             )
             size = larger * value.element_size()
-            seconds = formulation.mover.seconds(step, value.numel() * value.element_size(), state)
+            seconds = mover.seconds(step, value.numel() * value.element_size(), state)
             yield step, size, seconds
         state = after
 

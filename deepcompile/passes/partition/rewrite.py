@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from deepcompile.cost.links import links_of
+from deepcompile.cache_dir import plans_folder
 from deepcompile.cost.rates import Rates, rates_of
-from deepcompile.passes.partition.formulate import Formulation
+from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
 from deepcompile.passes.partition.report import document_of
-from deepcompile.passes.partition.solve import solve
+from deepcompile.passes.partition.rules import rule_of
 from deepcompile.pipeline.protocol import PassContext, PassResult
 
 
@@ -23,13 +23,15 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     sites, specs = marked_sites(module.graph)
     mesh = specs[0].mesh
     device = _device_of(module)
-    formulation = Formulation([sites], mesh, _rates(device), links_of(mesh, device.type))
-    solution = solve(formulation.problem)
-    choice = formulation.choice_of(solution)
+    question = Question((sites,), mesh, _rates(device), device.type)
+    folder = plans_folder(ctx.options) if ctx.options.cache else None
+    choice = question.answer(folder)
+    solution = choice.solution
     groups = tuple(axis.group for axis in specs[0].axes)
-    lowering = Lowering(sites, mesh, groups, choice, formulation.rules, formulation.mover)
+    rules = {node: rule_of(node) for node in sites.steps()}
+    lowering = Lowering(sites, mesh, groups, choice, rules, question.mover(choice))
     result = GraphModule(module, lowering.run())
-    ctx.report("sharding", lambda: document_of(formulation, choice))
+    ctx.report("sharding", lambda: document_of(question, choice))
     stats = {
         "ranks": mesh.ranks,
         "collectives": sum(
