@@ -247,7 +247,7 @@ def _summary(record: ShardingRecord) -> Iterator[str]:
             "  parameters, gradients and optimizer state on a rank: "
             + _of(memory["parameters"], memory["one device"])
         )
-    if "saved" in memory:
+    if memory.get("saved"):
         saved = _of(memory["saved"], memory["saved on one device"])
         yield f"  saved for backward, other than for pointwise operations: {saved}"
 

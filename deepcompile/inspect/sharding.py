@@ -55,11 +55,15 @@ class ShardingRecord:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        return self.plan.get("seconds", {})
+        """Of a step: total, compute, communication, hidden; 0 where not said, or none of them."""
+        return _filled(self.plan.get("seconds", {}), "total", "compute", "communication", "hidden")
 
     @property
     def memory(self) -> Mapping[str, int]:
-        return self.plan.get("memory", {})
+        """Of a rank: parameters and saved, and both on one device, 0 where not said; or none."""
+        return _filled(
+            self.plan.get("memory", {}), "parameters", "one device", "saved", "saved on one device"
+        )
 
     @property
     def moves(self) -> Sequence[Mapping[str, Any]]:
@@ -178,10 +182,11 @@ def record_of(document: Mapping[str, Any], file: str = "") -> ShardingRecord:
             dict(document.get("nodes", {})),
             file,
         )
+        axes = record.axes
         for name, placements in record.parameters.items():
-            if len(placements.split()) != len(record.axes):
+            if len(placements.split()) != len(axes):
                 raise ValueError(f"{name}: {placements!r} for the axes of {record.mesh}")
-        collectives(record)
+        _ = record.gap, record.memory, parameter_rows(record), collectives(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise RunDirError(f"{file or 'this'} is no plan of placements: {detail}") from None
@@ -282,6 +287,10 @@ def _reasons(record: ShardingRecord, parameter: str) -> ParameterReasons:
 def folded(name: str) -> str:
     """A name with `*` for each part that is a number."""
     return _NUMBER.sub("*", name)
+
+
+def _filled(given: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    return {**dict.fromkeys(names, 0), **given} if given else {}
 
 
 def _parts(name: str) -> list[str]:

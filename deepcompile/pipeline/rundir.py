@@ -1,6 +1,6 @@
 """Writes a run directory: what one process compiled, as files that need no torch to read.
 
-    ROOT/latest                       name of the newest run, as text
+    ROOT/latest                       name of the newest run, as text; of ranks, that of rank 0
     ROOT/<utc>-<name>-<pid>/
         run.json                      schema, versions, argv, options, pipeline, status, counts
         index.md                      everything below, in the order it happened
@@ -132,7 +132,8 @@ class RunDir:
                 continue
         self._write_json(self.path / "run.json", self._info)
         self._append(self.path / "index.md", f"# {self.path.name}\n\n")
-        _replace(root / "latest", self.path.name + "\n")
+        if self._rank == 0:
+            _replace(root / "latest", self.path.name + "\n")
 
     def has_graph(self, graph: str) -> bool:
         """Whether a state of this graph has been kept."""
