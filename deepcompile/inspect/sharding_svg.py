@@ -242,7 +242,8 @@ class _Picture:
         shares, cuts = _division(cell, self.record.axes, height)
         box = f'x="{x}" y="{y + 14}" width="{_BOX}" height="{height}"'
         self.lines.append(f'<g tabindex="0"><title>{_safe(told)}</title>')
-        self._text(x, y + 10, _short(cell.name or layer.first, 15 - len(count)) + count)
+        shown = (cell.name or layer.first).removesuffix(".weight")
+        self._text(x, y + 10, _end(shown, 15 - len(count)) + count)
         self.lines.append(f'<rect {box} class="{colour} whole"/>')
         parts = "".join(f"M{x + a} {y + 14 + b}h{w}v{h}h-{w}z" for a, b, w, h in shares)
         self.lines.append(f'<path class="{colour}" d="{parts}"/>')
@@ -357,6 +358,11 @@ def _short(text: str, length: int) -> str:
         return text
     half = max(1, (length - 1) // 2)
     return f"{text[: length - 1 - half]}…{text[-half:]}"
+
+
+def _end(text: str, length: int) -> str:
+    """Its end where it is too long: names of parameters differ there."""
+    return text if len(text) <= length else "…" + text[1 - length :]
 
 
 def _safe(text: str) -> str:
