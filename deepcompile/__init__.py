@@ -23,7 +23,7 @@ _LAZY = {
     "explain": "deepcompile.explanation",
     "parallelize": "deepcompile.parallel.api",
     "plan": "deepcompile.parallel.planning",
-    "Plan": "deepcompile.parallel.plan",
+    "Plan": "deepcompile.passes.partition.plan",
     "full_state_dict": "deepcompile.parallel.state",
     "load_full_state_dict": "deepcompile.parallel.state",
     "portable_state_dict": "deepcompile.parallel.state",
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from deepcompile.explanation import explain
     from deepcompile.options import Options
     from deepcompile.parallel.api import parallelize
-    from deepcompile.parallel.plan import Plan
     from deepcompile.parallel.planning import plan
     from deepcompile.parallel.state import (
         full_state_dict,
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
         place_state_like,
         portable_state_dict,
     )
+    from deepcompile.passes.partition.plan import Plan
 
 
 def __getattr__(name: str) -> Any:

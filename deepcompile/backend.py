@@ -238,6 +238,14 @@ class _Compiler:
         if self.run_dir is not None:
             self.run_dir.event(event, **_renamed(fields))
 
+    def report(self, subject: str, document: Mapping[str, Any]) -> None:
+        """Keep what a pass decided for a graph, in the run directory and for `explain`."""
+        assert subject == "sharding", subject
+        for record in self.recordings:
+            record.shardings.append(document)
+        if self.run_dir is not None:
+            self.run_dir.sharding(str(document["graph"]), document)
+
     def _note_graph_break(self, gm: GraphModule) -> None:
         """Record why Dynamo's graph ends before the user's function does."""
         found = end_of(gm)
@@ -250,7 +258,8 @@ class _Compiler:
         instruments = standard_instruments(
             self.options.verify, self.run_dir, print_graph, sink=self.note
         )
-        manager = PassManager(phase, instruments, self.options, sink=self.note)
+        reports = self.report if self.recordings or self.run_dir is not None else None
+        manager = PassManager(phase, instruments, self.options, sink=self.note, reports=reports)
         try:
             return manager.run(gm, kind, name, first_index=first_index)
         except CompileError as error:

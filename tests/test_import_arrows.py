@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "backend": COMPILER | {"budget", "recording"},
     "explanation": COMPILER | {"backend", "budget", "recording", "inspect"},
     "crosscompile": COMPILER | {"backend", "recording"},
-    "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo"},
+    "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo", "parallel"},
     "demo": {"inspect"},
     "__main__": {"cli"},
 }

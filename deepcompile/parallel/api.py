@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from deepcompile import __version__
 from deepcompile.errors import PartitionError, RankError, nearest, unknown_name
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import REPLICATE, Placements, parse_placements, placements_text
+from deepcompile.options import Options
 from deepcompile.parallel import meshes, shares
 from deepcompile.parallel.dtensors import mesh_axes
 from deepcompile.parallel.materialise import (
@@ -24,7 +26,11 @@ from deepcompile.parallel.materialise import (
     refuse_what_a_checkpoint_lacks,
 )
 from deepcompile.parallel.modules import refuse_what_cannot_be_placed
+from deepcompile.parallel.plan_check import refuse_plan_of_another_model
 from deepcompile.parallel.safetensors_files import Checkpoint
+from deepcompile.passes.partition.plan import Plan
+from deepcompile.pipeline.rundir import process_run
+from deepcompile.pipeline.spec import Pipeline
 
 
 def parallelize(
@@ -60,9 +66,11 @@ def parallelize(
         example_inputs: positional inputs as a tuple, or keyword inputs as a dict, for planning.
         memory_limit: for planning, as `deepcompile.plan` takes it.
         constraints: for planning: name of a parameter, `*` for any part of it, to its placements.
-        plan: in place of planning: name of a parameter to placements, or an object with such a
-            mapping as `parameters`. Placements are those of `deepcompile.ir.placements` for each
-            axis of the mesh, or their text, as in `"R S(0)"`. What is not named is replicated.
+        plan: in place of planning: a `deepcompile.Plan`, the path of a file of one (which rank 0
+            reads), or a mapping of parameter names to placements, or an object that has one as
+            `parameters`. Placements are those of `deepcompile.ir.placements` for each axis of the
+            mesh, or their text, as in `"R S(0)"`. A `Plan` is for one mesh and names all
+            parameters of the model; what a mapping does not name is replicated.
         data_axes: names of axes along which each rank has a batch of its own.
         device: where parameters are put; where the model is, or for one on `meta` the current GPU
             if there is one.
@@ -113,16 +121,35 @@ def _decide(
     """Of each parameter, by its first name."""
     if plan is None:
         plan = _planned(model, mesh, example_inputs, memory_limit, constraints, device)
+    elif isinstance(plan, str | PathLike):
+        plan = Plan.load(plan)
+    if isinstance(plan, Plan):
+        refuse_plan_of_another_model(plan, mesh, {tuple(e.names): e.shape for e in entries})
+        _record(plan)
     given = getattr(plan, "parameters", plan)
     if not isinstance(given, Mapping):
         raise PartitionError(
-            f"a plan is a mapping of parameter names to placements, not {type(plan).__name__}"
+            "a plan is a deepcompile.Plan, the path of its file, or a mapping of parameter names "
+            f"to placements, not {type(plan).__name__}"
         )
     known = [name for entry in entries for name in entry.names]
     for name in given:
         if name not in known:
             raise PartitionError(unknown_name("parameter in the plan", str(name), known))
     return {entry.names[0]: _placements(entry, given, mesh) for entry in entries}
+
+
+def _record(plan: Plan) -> None:
+    """Keep the plan of a whole model in the run directory of the environment."""
+    options = Options.resolve()
+    if options.run_dir is not None:
+        run = process_run(
+            options.run_dir,
+            options=options.to_dict(),
+            pipeline=str(Pipeline.of(options)),
+            versions={"deepcompile": __version__, "torch": torch.__version__},
+        )
+        run.sharding("model", {"graph": "model", "kind": "model", "plan": plan.to_dict()})
 
 
 def _planned(

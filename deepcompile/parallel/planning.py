@@ -5,40 +5,37 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Node
 
 from deepcompile.cache_dir import plans_folder
-from deepcompile.cost.links import Link
 from deepcompile.cost.rates import Rates, rates_of
 from deepcompile.errors import PartitionError, nearest
 from deepcompile.ir.mesh import Mesh
-from deepcompile.ir.origins import origin_of
 from deepcompile.ir.placements import (
     REPLICATE,
     Partial,
     Placements,
     Shard,
-    local_numel,
     parse_placements,
     placements_text,
 )
 from deepcompile.options import Options, parse_size
-from deepcompile.parallel.plan import Move, ParameterFacts, Plan
 from deepcompile.parallel.tracing import trace
 from deepcompile.passes.partition.decide import Question
-from deepcompile.passes.partition.formulate import Choice, Formulation
-from deepcompile.passes.partition.moves import COLLECTIVES, Step
 from deepcompile.passes.partition.options import fits
-from deepcompile.passes.partition.sites import Parameter, Sites, TensorId
-from deepcompile.passes.partition.strategy import outputs_of
+from deepcompile.passes.partition.plan import ParameterFacts, Plan
+from deepcompile.passes.partition.report import plan_of
+from deepcompile.passes.partition.sites import Sites
 from deepcompile.pipeline.spec import parse_passes
 
 BEFORE = "functionalise-random"
 """Passes that run on a graph before it is partitioned."""
+
+_OF_PARAMETERS = ("parameters", "one device")
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | None
 
@@ -90,7 +87,7 @@ def plan(
         allowed=_allowed(constraints, model, graphs, where),
     )
     choice = question.answer(plans_folder(options) if options.cache else None)
-    return plan_of(question.formulation, choice)
+    return _with_unread(plan_of(question, choice), model)
 
 
 def plan_parameters(
@@ -112,6 +109,23 @@ def plan_parameters(
         constraints=constraints,
         data_axes=mesh.data,
     )
+
+
+def _with_unread(plan: Plan, model: nn.Module) -> Plan:
+    """A plan of all parameters, in the model's order; those that no graph reads are replicated."""
+    placed: dict[str, Placements] = {}
+    facts: dict[str, ParameterFacts] = {}
+    held = 0
+    for name, parameter in model.named_parameters():
+        if name in plan.parameters:
+            placed[name], facts[name] = plan.parameters[name], plan.facts[name]
+            continue
+        size = parameter.numel() * parameter.element_size()
+        placed[name] = (REPLICATE,) * len(plan.mesh.sizes)
+        facts[name] = ParameterFacts(tuple(parameter.shape), size, ("no graph reads it",))
+        held += size
+    memory = {name: size + held * (name in _OF_PARAMETERS) for name, size in plan.memory.items()}
+    return replace(plan, parameters=placed, facts=facts, memory=memory)
 
 
 def _device_of(model: nn.Module, device: str | torch.device | None) -> str:
@@ -205,189 +219,3 @@ def _checked(name: str, shape: tuple[int, ...], value: Any, mesh: Mesh) -> Place
                 f"{shape} by {mesh.sizes[axis]}"
             )
     return placements
-
-
-# -- what a choice comes to ------------------------------------------------------------------------
-
-
-def plan_of(formulation: Formulation, choice: Choice) -> Plan:
-    """A choice as a plan, with what it costs and why."""
-    mesh = formulation.mesh
-    moves = tuple(_moves(formulation, choice))
-    communication = sum(move.seconds * move.count for move in moves)
-    compute = sum(option.seconds for option in choice.nodes.values())
-    parameters = {p.name: p for sites in formulation.graphs for p in sites.parameters}
-    whole = (REPLICATE,) * len(mesh.sizes)
-    facts = {
-        name: ParameterFacts(
-            tuple(parameter.tensor.shape),
-            int(formulation.bytes_of(parameter, choice.parameters[name])),
-            formulation.reasons.get(name, ()),
-        )
-        for name, parameter in parameters.items()
-    }
-    dropped: dict[str, tuple[str, ...]] = {}
-    for sites, options in formulation.options.items():
-        for node, reasons in options.dropped.items():
-            label = _label(sites, node)
-            dropped.setdefault(label, tuple(f"{what}: {why}" for what, why in reasons))
-    solution = choice.solution
-    return Plan(
-        mesh,
-        choice.parameters,
-        facts,
-        formulation.rates.name,
-        {
-            "total": solution.seconds,
-            "bound": solution.bound,
-            "compute": compute,
-            "communication": communication,
-            "hidden": sum(move.seconds * move.count for move in moves if move.hidden),
-        },
-        {
-            "parameters": sum(fact.bytes for fact in facts.values()),
-            "one device": int(sum(formulation.bytes_of(p, whole) for p in parameters.values())),
-        },
-        moves,
-        dropped,
-        {
-            "method": solution.method,
-            "gap": solution.gap,
-            "colours": solution.colours,
-            "seconds": sum(solution.timings.values()),
-        },
-    )
-
-
-def _moves(formulation: Formulation, choice: Choice) -> Iterable[Move]:
-    counted: dict[Move, int] = {}
-    for sites in formulation.graphs:
-        for tensor, target, late in _needs(formulation, sites, choice):
-            for step, size, seconds in _steps(formulation, choice, sites, tensor, target):
-                move = Move(
-                    step.kind,
-                    formulation.mesh.axes[step.axis][0],
-                    "backward" if late else "forward",
-                    _label(sites, tensor[0]),
-                    origin_of(tensor[0]) or "",
-                    size,
-                    seconds,
-                    hidden=tensor[0] in sites.by_source,
-                )
-                counted[move] = counted.get(move, 0) + 1
-    seen: set[str] = set()
-    for sites in formulation.graphs:
-        for parameter in sites.parameters:
-            if parameter.name not in seen:
-                seen.add(parameter.name)
-                for move in _on_data_axes(formulation, parameter, choice):
-                    counted[move] = counted.get(move, 0) + 1
-    for move, count in counted.items():
-        yield Move(**{**vars(move), "count": count})
-
-
-def _needs(
-    formulation: Formulation, sites: Sites, choice: Choice
-) -> Iterable[tuple[TensorId, Placements, bool]]:
-    """Each placement that somebody needs a tensor in, once; twice where it is not kept."""
-    whole = (REPLICATE,) * len(formulation.mesh.sizes)
-    needs: dict[tuple[TensorId, Placements, bool], None] = {}
-    for node, option in choice.nodes.items():
-        if node.graph is not sites.graph:
-            continue
-        for tensor, placements in zip(sites.inputs_of(node), option.inputs, strict=True):
-            needs[tensor, placements, node not in sites.forward] = None
-    sinks = set()
-    for parameter in sites.parameters:
-        inside = _on_tensor_axes(formulation.mesh, choice.parameters[parameter.name])
-        for node, position in parameter.sinks:
-            sinks.add((node, position))
-            needs[sites.inputs_of(node)[position], inside, True] = None
-    output = sites.graph.output_node()
-    for position, tensor in enumerate(sites.inputs_of(output)):
-        if (output, position) not in sinks and tensor[0] not in sites.hidden:
-            needs[tensor, whole, tensor[0] not in sites.forward] = None
-    for tensor, placements, late in needs:
-        kept = tensor[0] not in sites.by_source
-        if not (late and kept and (tensor, placements, False) in needs):
-            yield tensor, placements, late
-
-
-def _steps(
-    formulation: Formulation, choice: Choice, sites: Sites, tensor: TensorId, target: Placements
-) -> Iterable[tuple[Step, int, float]]:
-    value = outputs_of(tensor[0])[tensor[1]]
-    if value is None:
-        return
-    mesh = formulation.mesh
-    parameter = sites.by_source.get(tensor[0])
-    if parameter is not None:
-        source = _on_tensor_axes(mesh, choice.parameters[parameter.name])
-    elif tensor[0] in choice.nodes:
-        source = choice.nodes[tensor[0]].outputs[tensor[1]]
-    else:
-        source = (REPLICATE,) * len(mesh.sizes)
-    way = formulation.mover.path(tuple(value.shape), value.element_size(), source, target)
-    if way is None:
-        return
-    state = source
-    for step in way[1]:
-        after = (*state[: step.axis], step.target, *state[step.axis + 1 :])
-        if step.kind in COLLECTIVES:
-            larger = max(
-                local_numel(value.numel(), placements, mesh.sizes) for placements in (state, after)
-            )
-            size = larger * value.element_size()
-            seconds = formulation.mover.seconds(step, value.numel() * value.element_size(), state)
-            yield step, size, seconds
-        state = after
-
-
-def _on_data_axes(formulation: Formulation, parameter: Parameter, choice: Choice) -> Iterable[Move]:
-    mesh, placements = formulation.mesh, choice.parameters[parameter.name]
-    size = parameter.bytes // math.prod(
-        ranks
-        for axis, (place, ranks) in enumerate(zip(placements, mesh.sizes, strict=True))
-        if isinstance(place, Shard) and not mesh.is_data(axis)
-    )
-    for axis, place in enumerate(placements):
-        ranks = mesh.sizes[axis]
-        if not mesh.is_data(axis) or ranks == 1:
-            continue
-        link: Link = formulation.links[axis]
-        name = mesh.axes[axis][0]
-        if isinstance(place, Shard):
-            gather = link.all_gather(size, ranks)
-            yield Move("all_gather", name, "forward", parameter.name, "", size, gather, hidden=True)
-            if parameter.trains:
-                scatter = link.reduce_scatter(size, ranks)
-                yield Move(
-                    "all_gather", name, "backward", parameter.name, "", size, gather, hidden=True
-                )
-                yield Move(
-                    "reduce_scatter",
-                    name,
-                    "backward",
-                    parameter.name,
-                    "",
-                    size,
-                    scatter,
-                    hidden=True,
-                )
-            size //= ranks
-        elif parameter.trains:
-            reduce = link.all_reduce(size, ranks)
-            yield Move(
-                "all_reduce", name, "backward", parameter.name, "", size, reduce, hidden=True
-            )
-
-
-def _on_tensor_axes(mesh: Mesh, placements: Placements) -> Placements:
-    return tuple(
-        place if axis in mesh.tensor_axes else REPLICATE for axis, place in enumerate(placements)
-    )
-
-
-def _label(sites: Sites, node: Node) -> str:
-    parameter = sites.by_source.get(node)
-    return parameter.name if parameter is not None else str(getattr(node, "name", node))

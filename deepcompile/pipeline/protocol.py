@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -40,6 +40,10 @@ class PassContext(Protocol):
 
     def note(self, event: str, **fields: Any) -> None:
         """Record a fact (a rejected fusion edge, a fallback) in the run's events."""
+        ...
+
+    def report(self, subject: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Offer a document on what was decided for this graph; made only if somebody keeps it."""
         ...
 
 

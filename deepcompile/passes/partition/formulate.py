@@ -95,7 +95,6 @@ class Formulation:
         self.parameter_options: dict[str, list[Placements]] = {}
         self._memory: dict[int, np.ndarray] = {}
         self._whole = 0.0
-        self.reasons: dict[str, tuple[str, ...]] = {}
         self._add_parameters()
         for sites in self.graphs:
             self._add_inputs(sites)
@@ -186,12 +185,6 @@ class Formulation:
             return [REPLICATE, *free[:1]]
         if ranks == 1:
             return [REPLICATE]
-        whole = [Shard(dim) for dim in range(len(shape)) if Shard(dim) not in plain]
-        if whole:
-            self.reasons[parameter.name] = tuple(
-                f"{self.mesh.axes[axis][0]}: {shard}: {_why_not(shape[shard.dim], ranks)}"
-                for shard in whole
-            )
         pieces = [
             shard
             for sites, options in self.options.items()
@@ -232,7 +225,7 @@ class Formulation:
             self._made[(node, 0)] = self._group([0.0], node.name), [self._replicated()]
 
     def _add_nodes(self, sites: Sites) -> None:
-        saved = _saved_for_backward(sites) if self._saves_memory else frozenset()
+        saved = saved_for_backward(sites) if self._saves_memory else frozenset()
         for node in sites.steps():
             options = self.options[sites].of(node)
             group = self.group_of[node] = self._group(
@@ -243,7 +236,7 @@ class Formulation:
                     made = [option.outputs[index] for option in options]
                     self._made[(node, index)] = group, made
             if node in saved:
-                self._saved[group] = np.array([_bytes_made(node, o, self.mesh) for o in options])
+                self._saved[group] = np.array([bytes_made(node, o, self.mesh) for o in options])
             late = node not in sites.forward
             for position, tensor in enumerate(sites.inputs_of(node)):
                 taken: list[Placements | None] = [option.inputs[position] for option in options]
@@ -335,7 +328,7 @@ class Formulation:
         return Choice(nodes, parameters, solution)
 
 
-def _saved_for_backward(sites: Sites) -> frozenset[Node]:
+def saved_for_backward(sites: Sites) -> frozenset[Node]:
     """Nodes of forward whose memory backward reads, itself or a view of it, other than pointwise.
 
     What pointwise operations read is computed again from what others read, or saved in its place.
@@ -357,7 +350,8 @@ def _saved_for_backward(sites: Sites) -> frozenset[Node]:
     return frozenset(found)
 
 
-def _bytes_made(node: Node, option: Option, mesh: Mesh) -> float:
+def bytes_made(node: Node, option: Option, mesh: Mesh) -> float:
+    """What one rank makes at a node."""
     return float(
         sum(
             local_numel(value.numel(), placements, mesh.sizes) * value.element_size()
@@ -367,7 +361,7 @@ def _bytes_made(node: Node, option: Option, mesh: Mesh) -> float:
     )
 
 
-def _why_not(extent: int, ranks: int) -> str:
+def why_not(extent: int, ranks: int) -> str:
     """Why a dimension is not sharded, and the nearest number of ranks for which it would be."""
     fitting = [count for count in range(1, extent + 1) if extent % count == 0]
     near = min(fitting, key=lambda count: (abs(count - ranks), count), default=1)

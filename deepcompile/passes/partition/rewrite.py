@@ -12,6 +12,7 @@ from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.gather_whole import gathered_whole
 from deepcompile.passes.partition.lower import Lowering
 from deepcompile.passes.partition.marked import has_markers, marked_sites, merged_markers
+from deepcompile.passes.partition.report import document_of
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.pipeline.protocol import PassContext, PassResult
 
@@ -42,6 +43,7 @@ def rewrite(module: GraphModule, ctx: PassContext) -> PassResult:
     rules = {node: rule_of(node) for node in sites.steps()}
     lowering = Lowering(sites, mesh, groups, choice, rules, question.mover(choice))
     result = GraphModule(module, lowering.run())
+    ctx.report("sharding", lambda: document_of(question, choice))
     stats = {
         "ranks": mesh.ranks,
         **_counts(result.graph),

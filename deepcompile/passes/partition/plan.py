@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from deepcompile.errors import PartitionError
+from deepcompile.errors import PartitionError, nearest
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import Placements, parse_placements, placements_text
 
@@ -32,6 +33,7 @@ class Move:
         count: how many alike there are.
         hidden: whether it can run beside computation: reductions of gradients, gathers of
             parameters before their use.
+        near: the parameter that moves, or that is read last before `tensor` is made, by name.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Move:
     seconds: float
     count: int = 1
     hidden: bool = False
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ class ParameterFacts:
         shape: of the whole.
         bytes: that a rank holds, with gradient and optimizer state.
         dropped: placements that it cannot have, and why.
+        options: those that there were to choose from.
+        operations: names of those that take it, or a view of it.
     """
 
     shape: tuple[int, ...]
     bytes: int
     dropped: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,11 @@ class Plan:
         seconds: of a step: `total`, `compute`, `communication`, of that `hidden` can run beside
             computation; `bound` is less than any plan takes.
         memory: bytes of a rank: `parameters` (with gradients and optimizer state), `saved` for
-            backward; and `one device`, what the first were without a mesh.
+            backward, other than by pointwise operations; and `one device` and `saved on one
+            device`, what these were without a mesh.
         moves: the collectives.
+        operations: of those that take parameters, by name: what they call, their placements, and
+            the user's line, as in `aten.mm.default | R, S(1) -> S(1) | model.py:12`.
         dropped: by operation: strategies that were dropped, and why.
         solver: how the plan was found: method, gap, seconds.
     """
@@ -86,6 +96,7 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     moves: tuple[Move, ...] = ()
+    operations: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     solver: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,19 +113,27 @@ class Plan:
         return hashlib.sha256("\n".join([str(self.mesh), *placed]).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return {
             "format": FORMAT,
             "mesh": str(self.mesh),
             "data_axes": sorted(self.mesh.data),
             "parameters": {n: placements_text(p) for n, p in self.parameters.items()},
             "facts": {
-                name: {"shape": list(f.shape), "bytes": f.bytes, "dropped": list(f.dropped)}
+                name: {
+                    "shape": list(f.shape),
+                    "bytes": f.bytes,
+                    "dropped": list(f.dropped),
+                    "options": list(f.options),
+                    "operations": list(f.operations),
+                }
                 for name, f in self.facts.items()
             },
             "device": self.device,
             "seconds": dict(self.seconds),
             "memory": dict(self.memory),
             "moves": [vars(move) for move in self.moves],
+            "operations": dict(self.operations),
             "dropped": {name: list(texts) for name, texts in self.dropped.items()},
             "solver": dict(self.solver),
             "version": self.version,
@@ -124,9 +143,12 @@ class Plan:
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
         """The reverse of `to_dict`; a hand-written one needs `mesh` and `parameters` only.
 
+        Files of a run directory hold such a mapping as `plan`.
+
         Raises:
             PartitionError: for what is no plan.
         """
+        data = data.get("plan", data)
         try:
             if int(data.get("format", FORMAT)) > FORMAT:
                 raise PartitionError(
@@ -136,13 +158,20 @@ class Plan:
                 Mesh.of(data["mesh"], frozenset(data.get("data_axes", ("dp",)))),
                 {str(n): parse_placements(text) for n, text in data["parameters"].items()},
                 {
-                    n: ParameterFacts(tuple(f["shape"]), f["bytes"], tuple(f["dropped"]))
+                    n: ParameterFacts(
+                        tuple(f["shape"]),
+                        f["bytes"],
+                        tuple(f.get("dropped", ())),
+                        tuple(f.get("options", ())),
+                        tuple(f.get("operations", ())),
+                    )
                     for n, f in data.get("facts", {}).items()
                 },
                 data.get("device", ""),
                 data.get("seconds", {}),
                 data.get("memory", {}),
                 tuple(Move(**move) for move in data.get("moves", ())),
+                data.get("operations", {}),
                 {name: tuple(texts) for name, texts in data.get("dropped", {}).items()},
                 data.get("solver", {}),
             )
@@ -169,6 +198,22 @@ class Plan:
         if not isinstance(data, Mapping):
             raise PartitionError(f"the plan {str(path)!r} is no JSON object")
         return cls.from_dict(data)
+
+    def pinned(self, *patterns: str) -> dict[str, Placements]:
+        """Placements of parameters by name, `*` for any part: constraints for another plan.
+
+        Raises:
+            PartitionError: a pattern is the name of no parameter.
+        """
+        found: dict[str, Placements] = {}
+        for pattern in patterns or ("*",):
+            names = fnmatch.filter(self.parameters, pattern)
+            if not names and patterns:
+                close = nearest(pattern, self.parameters)
+                hint = f"; did you mean {close!r}?" if close else ""
+                raise PartitionError(f"the plan has no parameter {pattern!r}{hint}")
+            found |= {name: self.parameters[name] for name in names}
+        return found
 
     def diff(self, other: Plan) -> list[str]:
         """Where another plan differs, a line each: `name: S(0) -> R`."""
