@@ -2,19 +2,26 @@
 
 Plain shards are considered everywhere. Pieces arise where dimensions are split, joined, or
 flattened, and are of use only if the operations on the way there know them too: so they spread
-along factors and views, both ways, until nothing changes.
+along factors and views, both ways, until nothing changes. Then those that lead nowhere go
+(`useful.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch.fx import Node
 
 from deepcompile.ir.placements import Shard, divides
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.passes.partition.sites import Sites, TensorId
-from deepcompile.passes.partition.strategy import Rule, outputs_of
+from deepcompile.passes.partition.strategy import (
+    Rule,
+    Strategy,
+    enumerate_strategies,
+    outputs_of,
+)
+from deepcompile.passes.partition.useful import Uses
 
 MOST_PER_DIMENSION = 4
 """Shards in pieces of one dimension of a tensor; the first to be found stay."""
@@ -29,11 +36,18 @@ class Candidates:
     """
 
     def __init__(self, sites: Sites, ranks: Iterable[int]) -> None:
-        self._sites = sites
         self._ranks = [count for count in ranks if count > 1]
         self._found: dict[TensorId, dict[Shard, None]] = {}
         self.rules: dict[Node, Rule | None] = {node: rule_of(node) for node in sites.steps()}
+        self._inputs = {node: sites.inputs_of(node) for node in self.rules}
         self._spread()
+        every = {node: tuple(self._enumerated(node)) for node in self.rules}
+        uses = Uses(sites, self._inputs, every)
+        for tensor, found in self._found.items():
+            self._found[tensor] = {s: None for s in found if uses.serves(tensor, s)}
+        self._strategies = {
+            node: tuple(way for way in ways if uses.has(node, way)) for node, ways in every.items()
+        }
 
     def of(self, tensor: TensorId) -> Mapping[Shard, None]:
         """Shards in pieces of a tensor."""
@@ -49,10 +63,22 @@ class Candidates:
         )
         return [*plain, *self.of(tensor)]
 
+    def strategies(self, node: Node) -> tuple[Strategy, ...]:
+        """Those of a node that are of use; unchecked for division."""
+        return self._strategies[node]
+
+    def _enumerated(self, node: Node) -> Iterator[Strategy]:
+        made = self._inputs[node]
+
+        def shards(position: int, is_output: bool) -> list[Shard]:
+            return self.all_of((node, position) if is_output else made[position])
+
+        return enumerate_strategies(node, self.rules[node], shards)
+
     def _spread(self) -> None:
         users: dict[TensorId, list[Node]] = {}
         for node in self.rules:
-            for tensor in self._sites.inputs_of(node):
+            for tensor in self._inputs[node]:
                 users.setdefault(tensor, []).append(node)
         queue = dict.fromkeys(self.rules)
         while queue:
@@ -68,7 +94,7 @@ class Candidates:
         rule = self.rules[node]
         if rule is None:
             return []
-        inputs = self._sites.inputs_of(node)
+        inputs = self._inputs[node]
         outputs = [(node, index) for index in range(len(outputs_of(node)))]
         changed: list[TensorId] = []
         for tensors, known in zip((inputs, outputs), rule.pieces, strict=True):
