@@ -143,8 +143,6 @@ class Mover:
             if state in found:
                 continue
             found[state] = seconds, steps
-            if len(steps) >= 2 * len(self.sizes):
-                continue
             for step in self._steps(shape, state):
                 after = (*state[: step.axis], step.target, *state[step.axis + 1 :])
                 if after not in found:

@@ -4,7 +4,8 @@ A variable in [0, 1] for each option of each group. For each use the transports:
 tensor goes from which source to which target; they sum to what the maker leaves and to what the
 user takes, and are whole where the options are. Where several users ask for one move, a variable
 of its own is at least each of their transports, and it alone costs: this is what makes a gather
-that three projections share cost one gather. (Alpa's program, Zheng et al. 2022, with transports
+that three projections share cost one gather. Where only one asks, a network does in place of all
+pairs (`network.py`). (Alpa's program, Zheng et al. 2022, with transports
 by placement in place of pairs of options, and moves shared.)
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..checkpoints.unsolved import NO_SCIPY, Unsolved
 from .colours import Colours
+from .network import network_of
 from .problem import Problem
 from .transport import Floats, Ints, Transport, spaces_of
 
@@ -34,9 +36,10 @@ class Program:
         below: sparse; by row, what must not exceed `limits`.
         limits: zeros for shared moves, ones for memory rows.
         options: where each group's columns begin; the last where the transports' begin.
-        pairs: by transport, (its indices of sources, of targets) of its columns.
+        pairs: by transport, (its indices of sources, of targets) of its columns; None where they
+            are those of a network or none.
         starts: where each transport's columns begin.
-        balance: where each transport's rows of `equal` begin.
+        targets: by transport, the rows of `equal` that balance its targets; None if it has none.
         shared: by row of shared moves, the transport's column.
         scales: by memory row, bytes of its limit.
     """
@@ -48,9 +51,9 @@ class Program:
     below: Any
     limits: Floats
     options: Ints
-    pairs: Sequence[tuple[Ints, Ints]]
+    pairs: Sequence[tuple[Ints, Ints] | None]
     starts: Ints
-    balance: Ints
+    targets: Sequence[Ints | None]
     shared: Ints
     scales: Floats
 
@@ -99,30 +102,50 @@ def program_of(problem: Problem, colours: Colours, transports: Sequence[Transpor
     equal, below = _Triplets(), _Triplets()
     groups = np.repeat(np.arange(len(sizes)), sizes)
     equal.add(groups, np.arange(options[-1]), 1.0)
-    pairs = [_pairs(transport) for transport in transports]
-    lengths = np.array([len(some) for some, _ in pairs], np.int64)
-    starts = options[-1] + np.concatenate([[0], np.cumsum(lengths)])
-    heights = [0 if _is_free(t) else len(t.sources) + len(t.targets) for t in transports]
-    balance = len(sizes) + np.concatenate([[0], np.cumsum(heights)])
+    alone = {space[0] for space in spaces_of(transports).values() if len(space) == 1}
+    pairs: list[tuple[Ints, Ints] | None] = []
+    targets: list[Ints | None] = []
+    starts = [int(options[-1])]
+    top = len(sizes)
     for index, transport in enumerate(transports):
-        if _is_free(transport):
+        if transport.is_free:
             costs.append(np.zeros(0))
+            pairs.append(None)
+            targets.append(None)
+            starts.append(starts[-1])
             continue
-        at = int(balance[index])
-        half = at + len(transport.sources)
-        own = np.arange(starts[index], starts[index + 1])
-        some, others = pairs[index]
-        equal.add(at + some, own, 1.0)
-        equal.add(half + others, own, 1.0)
-        for ends, colour, top in (
-            (transport.source_of, transport.makers, at),
-            (transport.target_of, transport.users, half),
+        network = network_of(transport) if index in alone else None
+        if network is not None:
+            sources, ends, arcs = top + network.sources, top + network.targets, network.arcs
+            own = starts[-1] + np.arange(len(arcs[0]))
+            equal.add(top + arcs[0], own, -1.0)
+            equal.add(top + arcs[1], own, 1.0)
+            sign = 1.0
+            top += network.nodes
+            costs.append(network.seconds * transport.values)
+            pairs.append(None)
+        else:
+            some, others = np.nonzero(np.isfinite(transport.seconds))
+            own = starts[-1] + np.arange(len(some))
+            sources = top + np.arange(len(transport.sources))
+            top += len(transport.sources)
+            ends = top + np.arange(len(transport.targets))
+            top += len(transport.targets)
+            equal.add(sources[some], own, 1.0)
+            equal.add(ends[others], own, 1.0)
+            sign = -1.0
+            costs.append(transport.seconds[some, others] * transport.values)
+            pairs.append((some.astype(np.int64), others.astype(np.int64)))
+        targets.append(ends)
+        starts.append(starts[-1] + len(own))
+        for at, colour, part in (
+            (sources[transport.source_of], transport.makers, sign),
+            (ends[transport.target_of], transport.users, -1.0),
         ):
             for group, count in zip(*colour, strict=True):
-                part = -count / transport.uses
-                equal.add(top + ends, options[group] + np.arange(len(ends)), part)
-        costs.append(transport.seconds[some, others] * transport.values)
-    shared, some_costs = _share(transports, pairs, starts, costs, below)
+                column = options[group] + np.arange(len(at))
+                equal.add(at, column, part * count / transport.uses)
+    shared, some_costs = _share(transports, pairs, np.array(starts), costs, below)
     width = int(starts[-1]) + len(some_costs)
     every = np.concatenate([*costs, some_costs])
     scales = []
@@ -138,34 +161,22 @@ def program_of(problem: Problem, colours: Colours, transports: Sequence[Transpor
     return Program(
         every / unit,
         unit,
-        equal.matrix(int(balance[-1]), width),
-        np.concatenate([np.ones(len(sizes)), np.zeros(int(balance[-1]) - len(sizes))]),
+        equal.matrix(top, width),
+        np.concatenate([np.ones(len(sizes)), np.zeros(top - len(sizes))]),
         below.matrix(len(shared) + len(scales), width),
         np.concatenate([np.zeros(len(shared)), limits]),
         options,
         pairs,
-        starts,
-        balance,
+        np.array(starts),
+        targets,
         shared,
         np.array(scales),
     )
 
 
-def _is_free(transport: Transport) -> bool:
-    """Whether it costs nothing whatever is chosen, so that the program can do without it."""
-    return not transport.seconds.any()
-
-
-def _pairs(transport: Transport) -> tuple[Ints, Ints]:
-    if _is_free(transport):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    sources, targets = np.nonzero(np.isfinite(transport.seconds))
-    return sources.astype(np.int64), targets.astype(np.int64)
-
-
 def _share(
     transports: Sequence[Transport],
-    pairs: Sequence[tuple[Ints, Ints]],
+    pairs: Sequence[tuple[Ints, Ints] | None],
     starts: Ints,
     costs: list[Floats],
     below: _Triplets,
@@ -186,13 +197,18 @@ def _share(
         size = transports[space[0]].moves
         codes, columns, seconds = [], [], []
         for index in space:
-            sources, targets = pairs[index]
+            pair = pairs[index]
+            if pair is None:
+                continue
+            sources, targets = pair
             own = costs[1 + index]
             paid = np.flatnonzero(own > 0)
             transport = transports[index]
             codes.append(transport.sources[sources[paid]] * size + transport.targets[targets[paid]])
             columns.append(starts[index] + paid)
             seconds.append(own[paid])
+        if not codes:
+            continue
         _, first, at, count = np.unique(
             np.concatenate(codes), return_index=True, return_inverse=True, return_counts=True
         )

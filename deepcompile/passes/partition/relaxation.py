@@ -82,15 +82,13 @@ def relax(transports: Sequence[Transport], program: Program) -> Relaxed:
     paid[program.shared - first] = below[: len(program.shared)]
     targets, shares = [], []
     for index, transport in enumerate(transports):
-        begin, end = program.starts[index : index + 2] - first
-        if begin == end:
-            targets.append(np.zeros(len(transport.targets)))
-            shares.append(np.zeros(transport.seconds.shape))
-            continue
-        row = int(program.balance[index + 1])
-        targets.append(balance[row - len(transport.targets) : row])
-        share = np.full(transport.seconds.shape, np.inf)
-        share[program.pairs[index]] = paid[begin:end]
+        own, pairs = program.targets[index], program.pairs[index]
+        targets.append(np.zeros(len(transport.targets)) if own is None else balance[own])
+        # Of networks nothing is shared.
+        share = np.where(np.isfinite(transport.seconds), 0.0, np.inf)
+        if pairs is not None:
+            begin, end = program.starts[index : index + 2] - first
+            share[pairs] = paid[begin:end]
         shares.append(share)
     seconds = float(result.fun) * program.unit
     return Relaxed(_parts(program, result.x), seconds, Prices(targets, shares, rows))
