@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch.fx import Node
 
 from deepcompile.ir.placements import Shard, divides
@@ -20,11 +21,16 @@ from deepcompile.passes.partition.strategy import (
     Strategy,
     enumerate_strategies,
     outputs_of,
+    tensor_inputs,
 )
 from deepcompile.passes.partition.useful import Uses
 
 MOST_PER_DIMENSION = 4
 """Shards in pieces of one dimension of a tensor; the first to be found stay."""
+
+
+_ZEROS = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.full.default}
+"""What makes tensors of which a rule may know that they are zero."""
 
 
 class Candidates:
@@ -41,7 +47,12 @@ class Candidates:
         self.rules: dict[Node, Rule | None] = {node: rule_of(node) for node in sites.steps()}
         self._inputs = {node: sites.inputs_of(node) for node in self.rules}
         self._spread()
-        every = {node: tuple(self._enumerated(node)) for node in self.rules}
+        self.kinds = {node: self._kind(node) for node in self.rules}
+        known: dict[object, tuple[Strategy, ...]] = {}
+        for node, kind in self.kinds.items():
+            if kind not in known:
+                known[kind] = tuple(self._enumerated(node))
+        every = {node: known[kind] for node, kind in self.kinds.items()}
         uses = Uses(sites, self._inputs, every)
         for tensor, found in self._found.items():
             self._found[tensor] = {s: None for s in found if uses.serves(tensor, s)}
@@ -66,6 +77,22 @@ class Candidates:
     def strategies(self, node: Node) -> tuple[Strategy, ...]:
         """Those of a node that are of use; unchecked for division."""
         return self._strategies[node]
+
+    def _kind(self, node: Node) -> object:
+        """Equal for nodes that do the same to tensors of the same shapes and candidates."""
+        inputs = tensor_inputs(node)
+        same = tuple(inputs.index(source) for source in inputs)
+        made = outputs_of(node)
+        tensors = [*self._inputs[node], *((node, index) for index in range(len(made)))]
+        shapes = tuple(
+            (tuple(value.shape), value.dtype) if value is not None else None
+            for value in (outputs_of(maker)[index] for maker, index in tensors)
+        )
+        pieces = tuple(tuple(self.of(tensor)) for tensor in tensors)
+        plain = torch.fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: source.target in _ZEROS
+        )
+        return node.target, str(plain), same, shapes, pieces
 
     def _enumerated(self, node: Node) -> Iterator[Strategy]:
         made = self._inputs[node]

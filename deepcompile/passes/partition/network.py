@@ -36,8 +36,14 @@ class Network:
     seconds: Floats
 
 
-def network_of(transport: Transport) -> Network | None:
-    """The network of a transport that shares no moves; None where its moves make no metric."""
+def network_of(transport: Transport, *, apart: bool = False) -> Network | None:
+    """The network of a transport; None where its moves make no metric.
+
+    Args:
+        transport: what it is of.
+        apart: whether what arrives by other ways than arcs must not go on: then targets are nodes
+            of their own.
+    """
     places = np.union1d(transport.sources, transport.targets)
     real = places[places >= 0]
     table = transport.table[np.ix_(real, real)].copy()
@@ -56,7 +62,13 @@ def network_of(transport: Transport) -> Network | None:
         some = np.concatenate([some, sources])
         others = np.concatenate([others, np.full(len(sources), count)])
         seconds = np.concatenate([seconds, np.zeros(len(sources))])
-    return Network(sources, targets, len(places), (some, others), seconds)
+    nodes = len(places)
+    if apart:
+        ends = nodes + np.arange(len(targets))
+        some, others = np.concatenate([some, targets]), np.concatenate([others, ends])
+        seconds = np.concatenate([seconds, np.zeros(len(targets))])
+        nodes, targets = nodes + len(targets), ends
+    return Network(sources, targets, nodes, (some, others), seconds)
 
 
 def _arcs(table: Floats) -> tuple[Ints, Ints] | None:

@@ -93,7 +93,7 @@ class Options:
     def of(self, node: Node) -> tuple[Option, ...]:
         """All of a node, the one that replicates first. Equal nodes share them."""
         strategies = self.candidates.strategies(node)
-        key = self._key(node, strategies)
+        key = self.candidates.kinds[node], strategies
         if key not in self._known:
             self._known[key] = self._options(node, strategies)
         options, dropped = self._known[key]
@@ -103,22 +103,6 @@ class Options:
 
     def replicated(self, count: int) -> tuple[Placements, ...]:
         return ((REPLICATE,) * len(self.mesh.sizes),) * count
-
-    def _key(self, node: Node, strategies: tuple[Strategy, ...]) -> object:
-        inputs = tensor_inputs(node)
-        same = tuple(inputs.index(source) for source in inputs)
-        tensors = [
-            *self.sites.inputs_of(node),
-            *((node, index) for index in range(len(outputs_of(node)))),
-        ]
-        shapes = tuple(
-            (tuple(value.shape), value.dtype) if value is not None else None
-            for value in (outputs_of(maker)[index] for maker, index in tensors)
-        )
-        plain = torch.fx.node.map_arg(
-            (node.args, node.kwargs), lambda source: source.target in _ZEROS
-        )
-        return node.target, str(plain), same, shapes, strategies
 
     def _options(
         self, node: Node, strategies: Sequence[Strategy]
@@ -226,7 +210,6 @@ def fits(shape: Sequence[int], placements: Placements, sizes: Sequence[int]) -> 
     return True
 
 
-_ZEROS = {aten.scalar_tensor.default, aten.full.default}
 _NAMES = {
     "torch.bfloat16": "bf16",
     "torch.float16": "f16",

@@ -11,11 +11,12 @@ by placement in place of pairs of options, and moves shared.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoints.unsolved import NO_SCIPY, Unsolved
 from .colours import Colours
@@ -36,10 +37,12 @@ class Program:
         below: sparse; by row, what must not exceed `limits`.
         limits: zeros for shared moves, ones for memory rows.
         options: where each group's columns begin; the last where the transports' begin.
-        pairs: by transport, (its indices of sources, of targets) of its columns; None where they
-            are those of a network or none.
-        starts: where each transport's columns begin.
-        targets: by transport, the rows of `equal` that balance its targets; None if it has none.
+        pairs: by transport, (its indices of sources, of targets) of its columns beside those of a
+            network.
+        starts: where each transport's columns of pairs begin.
+        ends: by transport, the rows of `equal` that balance its sources and its targets; None if it
+            is free.
+        nets: by transport, whether it has a network.
         shared: by row of shared moves, the transport's column.
         scales: by memory row, bytes of its limit.
     """
@@ -51,9 +54,10 @@ class Program:
     below: Any
     limits: Floats
     options: Ints
-    pairs: Sequence[tuple[Ints, Ints] | None]
+    pairs: Sequence[tuple[Ints, Ints]]
     starts: Ints
-    targets: Sequence[Ints | None]
+    ends: Sequence[tuple[Ints, Ints] | None]
+    nets: Sequence[bool]
     shared: Ints
     scales: Floats
 
@@ -80,13 +84,24 @@ class _Triplets:
         return csr_matrix((np.concatenate(self.value), (row, column)), shape=(height, width))
 
 
-def program_of(problem: Problem, colours: Colours, transports: Sequence[Transport]) -> Program:
+Sharing = Mapping[tuple[int, bool], Ints]
+"""By space, moves that its transports may share: `source * placements + target`, sorted."""
+
+
+def program_of(
+    problem: Problem,
+    colours: Colours,
+    transports: Sequence[Transport],
+    sharing: Sharing | None = None,
+) -> Program:
     """The linear program, by sums over colours of groups and over classes of uses.
 
     Args:
         problem: all of it.
         colours: of the problem.
         transports: of its classes of uses.
+        sharing: which moves are shared; None for all. With fewer the program is smaller, and its
+            optimum may be greater.
 
     Raises:
         Unsolved: without SciPy.
@@ -102,51 +117,55 @@ def program_of(problem: Problem, colours: Colours, transports: Sequence[Transpor
     equal, below = _Triplets(), _Triplets()
     groups = np.repeat(np.arange(len(sizes)), sizes)
     equal.add(groups, np.arange(options[-1]), 1.0)
-    alone = {space[0] for space in spaces_of(transports).values() if len(space) == 1}
-    pairs: list[tuple[Ints, Ints] | None] = []
-    targets: list[Ints | None] = []
-    starts = [int(options[-1])]
-    top = len(sizes)
-    for index, transport in enumerate(transports):
+    spaces = spaces_of(transports)
+    pairs: list[tuple[Ints, Ints]] = []
+    ends: list[tuple[Ints, Ints] | None] = []
+    nets: list[bool] = []
+    starts: list[int] = []
+    width, top = int(options[-1]), len(sizes)
+    for transport in transports:
+        some = _shared_pairs(transport, spaces, sharing)
+        network = None if some is None else network_of(transport, apart=len(some[0]) > 0)
+        if some is None or network is None:
+            exists = np.isfinite(transport.seconds) & (not transport.is_free)
+            some = _pairs(exists)
+        nets.append(network is not None)
+        pairs.append(some)
+        own = transport.seconds[some] * transport.values
         if transport.is_free:
-            costs.append(np.zeros(0))
-            pairs.append(None)
-            targets.append(None)
-            starts.append(starts[-1])
+            costs.append(own)
+            ends.append(None)
+            starts.append(width)
             continue
-        network = network_of(transport) if index in alone else None
         if network is not None:
-            sources, ends, arcs = top + network.sources, top + network.targets, network.arcs
-            own = starts[-1] + np.arange(len(arcs[0]))
-            equal.add(top + arcs[0], own, -1.0)
-            equal.add(top + arcs[1], own, 1.0)
-            sign = 1.0
+            sources, targets, sign = top + network.sources, top + network.targets, 1.0
+            own = np.concatenate([network.seconds * transport.values, own])
+            arcs = width + np.arange(len(network.seconds))
+            equal.add(top + network.arcs[0], arcs, -1.0)
+            equal.add(top + network.arcs[1], arcs, 1.0)
+            width += len(arcs)
             top += network.nodes
-            costs.append(network.seconds * transport.values)
-            pairs.append(None)
         else:
-            some, others = np.nonzero(np.isfinite(transport.seconds))
-            own = starts[-1] + np.arange(len(some))
-            sources = top + np.arange(len(transport.sources))
-            top += len(transport.sources)
-            ends = top + np.arange(len(transport.targets))
-            top += len(transport.targets)
-            equal.add(sources[some], own, 1.0)
-            equal.add(ends[others], own, 1.0)
-            sign = -1.0
-            costs.append(transport.seconds[some, others] * transport.values)
-            pairs.append((some.astype(np.int64), others.astype(np.int64)))
-        targets.append(ends)
-        starts.append(starts[-1] + len(own))
+            sources, sign = top + np.arange(len(transport.sources)), -1.0
+            top += len(sources)
+            targets = top + np.arange(len(transport.targets))
+            top += len(targets)
+        starts.append(width)
+        columns = width + np.arange(len(some[0]))
+        width += len(columns)
+        equal.add(sources[some[0]], columns, -sign)
+        equal.add(targets[some[1]], columns, 1.0)
+        costs.append(own)
+        ends.append((sources, targets))
         for at, colour, part in (
             (sources[transport.source_of], transport.makers, sign),
-            (ends[transport.target_of], transport.users, -1.0),
+            (targets[transport.target_of], transport.users, -1.0),
         ):
             for group, count in zip(*colour, strict=True):
                 column = options[group] + np.arange(len(at))
                 equal.add(at, column, part * count / transport.uses)
-    shared, some_costs = _share(transports, pairs, np.array(starts), costs, below)
-    width = int(starts[-1]) + len(some_costs)
+    shared, some_costs = _share(transports, pairs, np.array(starts), width, costs, below)
+    width += len(some_costs)
     every = np.concatenate([*costs, some_costs])
     scales = []
     for number, row in enumerate(whole.rows):
@@ -168,16 +187,37 @@ def program_of(problem: Problem, colours: Colours, transports: Sequence[Transpor
         options,
         pairs,
         np.array(starts),
-        targets,
+        ends,
+        nets,
         shared,
         np.array(scales),
     )
 
 
+def _pairs(exists: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    some, others = np.nonzero(exists)
+    return some.astype(np.int64), others.astype(np.int64)
+
+
+def _shared_pairs(
+    transport: Transport, spaces: Mapping[tuple[int, bool], list[int]], sharing: Sharing | None
+) -> tuple[Ints, Ints] | None:
+    """Of a transport the pairs that it may share; None where that is any that there is."""
+    nothing = np.zeros(0, np.int64)
+    if len(spaces[transport.space]) == 1:
+        return nothing, nothing
+    if sharing is None:
+        return None
+    codes = sharing.get(transport.space, nothing)
+    paid = np.isfinite(transport.seconds) & (transport.seconds > 0)
+    return _pairs(paid & np.isin(transport.codes, codes))
+
+
 def _share(
     transports: Sequence[Transport],
-    pairs: Sequence[tuple[Ints, Ints] | None],
+    pairs: Sequence[tuple[Ints, Ints]],
     starts: Ints,
+    width: int,
     costs: list[Floats],
     below: _Triplets,
 ) -> tuple[Ints, Floats]:
@@ -190,25 +230,17 @@ def _share(
     """
     shared: list[Ints] = []
     made: list[Floats] = []
-    width, height = int(starts[-1]), 0
+    height = 0
     for space in spaces_of(transports).values():
         if len(space) < 2:
             continue
-        size = transports[space[0]].moves
         codes, columns, seconds = [], [], []
         for index in space:
-            pair = pairs[index]
-            if pair is None:
-                continue
-            sources, targets = pair
-            own = costs[1 + index]
+            own = costs[1 + index][len(costs[1 + index]) - len(pairs[index][0]) :]
             paid = np.flatnonzero(own > 0)
-            transport = transports[index]
-            codes.append(transport.sources[sources[paid]] * size + transport.targets[targets[paid]])
+            codes.append(transports[index].codes[pairs[index]][paid])
             columns.append(starts[index] + paid)
             seconds.append(own[paid])
-        if not codes:
-            continue
         _, first, at, count = np.unique(
             np.concatenate(codes), return_index=True, return_inverse=True, return_counts=True
         )
@@ -224,8 +256,9 @@ def _share(
         height += len(column)
         width += int(several.sum())
         for index in space:
-            inside = column[(column >= starts[index]) & (column < starts[index + 1])]
-            costs[1 + index][inside - starts[index]] = 0.0
+            every, many = costs[1 + index], len(pairs[index][0])
+            inside = column[(column >= starts[index]) & (column < starts[index] + many)]
+            every[len(every) - many + inside - starts[index]] = 0.0
     if not made:
         return np.zeros(0, np.int64), np.zeros(0)
     return np.concatenate(shared), np.concatenate(made)

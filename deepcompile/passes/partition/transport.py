@@ -50,6 +50,11 @@ class Transport:
         return len(self.table)
 
     @property
+    def codes(self) -> Ints:
+        """Moves as numbers, [source, target]: `source * moves + target`."""
+        return self.sources[:, None] * self.moves + self.targets[None, :]
+
+    @property
     def is_free(self) -> bool:
         """Whether it costs nothing whatever is chosen, so that a program can do without it."""
         return not self.seconds.any()
