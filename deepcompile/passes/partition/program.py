@@ -93,6 +93,8 @@ def program_of(
     colours: Colours,
     transports: Sequence[Transport],
     sharing: Sharing | None = None,
+    *,
+    split: bool = False,
 ) -> Program:
     """The linear program, by sums over colours of groups and over classes of uses.
 
@@ -102,6 +104,8 @@ def program_of(
         transports: of its classes of uses.
         sharing: which moves are shared; None for all. With fewer the program is smaller, and its
             optimum may be greater.
+        split: let each of the users that might share a move pay an equal part of it, whether the
+            others ask for it or not: then the optimum may be less.
 
     Raises:
         Unsolved: without SciPy.
@@ -139,7 +143,8 @@ def program_of(
             continue
         if network is not None:
             sources, targets, sign = top + network.sources, top + network.targets, 1.0
-            own = np.concatenate([network.seconds * transport.values, own])
+            payers = len(spaces[transport.space]) if split else 1
+            own = np.concatenate([network.seconds * transport.values / payers, own])
             arcs = width + np.arange(len(network.seconds))
             equal.add(top + network.arcs[0], arcs, -1.0)
             equal.add(top + network.arcs[1], arcs, 1.0)

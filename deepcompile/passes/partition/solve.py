@@ -36,6 +36,9 @@ from .transport import Floats, Transport, transports_of
 ROUNDS = 4, 6
 """Rounds of colours, one after the other until the gap is small enough."""
 
+MOST_SHARED = 400_000
+"""Moves, of all uses, above which programs of three axes do without those that are shared."""
+
 MOST_NAMED = 5
 """Groups that an error names."""
 
@@ -116,11 +119,10 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             continue
         if tried and sum(t.seconds.size for t in transports) > MOST_COLUMNS:
             break
-        with clock("build"):
-            program = program_of(problem, colours, transports)
+        is_vast = sum(t.seconds.size for t in transports) > MOST_SHARED
         try:
             with clock("lp"):
-                relaxed = relax(transports, program)
+                relaxed = _relax(problem, colours, transports, is_vast)
         except Infeasible:
             if best.options is None:
                 raise
@@ -133,11 +135,13 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             priced = bound_of(problem, colours, transports, relaxed.prices)
             bound = max(bound, priced.seconds)
         with clock("rounding"):
+            if is_vast:
+                relaxed = _unshared(problem, colours, transports, relaxed)
             rounded = _round(problem, colours, relaxed, best, bound)
             tried = Tried(colours, priced, relaxed.parts, rounded)
         if best.is_within(bound, gap):
             break
-        if relaxed.prices.rows.any():
+        if relaxed.prices.rows.any() and not is_vast:
             with clock("priced"):
                 _round_priced(problem, colours, transports, relaxed, best)
             if best.is_within(bound, gap):
@@ -150,6 +154,26 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             break
     assert tried is not None
     return Solution((), 0.0, bound, method=method, colours=len(tried.colours.quotient.costs))
+
+
+def _relax(
+    problem: Problem, colours: Colours, transports: Sequence[Transport], is_vast: bool
+) -> Relaxed:
+    """The optimum of the linear program, or of one with far fewer columns that bounds it."""
+    if is_vast:
+        return relax(transports, program_of(problem, colours, transports, {}, split=True))
+    return relax(transports, program_of(problem, colours, transports))
+
+
+def _unshared(
+    problem: Problem, colours: Colours, transports: Sequence[Transport], relaxed: Relaxed
+) -> Relaxed:
+    """With the parts of the program where nothing is shared: they are of dearer moves, but true."""
+    try:
+        some = relax(transports, program_of(problem, colours, transports, {}))
+    except Unsolved:
+        return relaxed  # it was only for a better choice
+    return replace(relaxed, parts=some.parts)
 
 
 def _round_priced(

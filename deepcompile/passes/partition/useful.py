@@ -174,13 +174,14 @@ class Uses:
                 return dead
 
     def _ends(self) -> tuple[set[int], set[int]]:
-        """Paths that begin at a parameter, and those that end at its gradient."""
-        sources = {parameter.source for parameter in self._sites.parameters}
+        """Paths that begin at what is given, and those that end in gradients and outputs."""
+        sources = {*self._sites.givens(), *(p.source for p in self._sites.parameters)}
         sinks = {
             self._sites.inputs_of(node)[position]
             for parameter in self._sites.parameters
             for node, position in parameter.sinks
         }
+        sinks.update(self._sites.inputs_of(self._sites.graph.output_node()))
         numbers = self._numbers.items()
         given = {self._find(at) for (tensor, _), at in numbers if tensor[0] in sources}
         return given, {self._find(at) for (tensor, _), at in numbers if tensor in sinks}
