@@ -19,19 +19,19 @@ from .descent import Search, fit
 from .incumbent import Incumbent
 from .problem import Problem
 from .program import program_of
-from .relaxation import Infeasible, search_whole
+from .relaxation import ROUNDED, Infeasible, search_whole
 from .simplify import only
 from .transport import Floats, Ints, Transport, transports_of
 
 CORE_COLUMNS = 15_000
 """Of branch and bound around what the relaxation left open."""
 
+ALL_COLUMNS = 6_000
+"""Of branch and bound over all options; where operations are nearly tied, it takes long."""
+
 REACHES = -1, 0, 1, 2, 3
 """How far around groups that a relaxation left open all is decided anew, in tensors. The first only
 chooses among what has parts."""
-
-ROUNDED = 1e-6
-"""Parts as small are none."""
 
 NODES = 200
 """Of branch and bound."""
@@ -80,11 +80,14 @@ def search_colours(
         core = _Core.of(tried, _around(tried, kept, reach))
         if core.columns > CORE_COLUMNS:
             break
-        better = _branch(problem, tried, core, gap, best)[0] or better
+        improved, bound = _branch(problem, tried, core, gap, best)
+        better = improved or better
         if best.is_within(tried.bound.seconds, gap):
             return better, -math.inf
+        if reach >= 0 and not improved and best.is_within(bound, gap):
+            break  # nothing better is near
     core = _Core.of(tried, kept)
-    if core.columns > MOST_COLUMNS:
+    if core.columns > ALL_COLUMNS:
         return better, -math.inf
     again, bound = _branch(problem, tried, core, gap, best)
     return better or again, min(bound, best.seconds) if is_all else -math.inf

@@ -2,22 +2,35 @@
 
 Plain shards are considered everywhere. Pieces arise where dimensions are split, joined, or
 flattened, and are of use only if the operations on the way there know them too: so they spread
-along factors and views, both ways, until nothing changes.
+along factors and views, both ways, until nothing changes. Then those that lead nowhere go
+(`useful.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch.fx import Node
 
 from deepcompile.ir.placements import Shard, divides
 from deepcompile.passes.partition.rules import rule_of
 from deepcompile.passes.partition.sites import Sites, TensorId
-from deepcompile.passes.partition.strategy import Rule, outputs_of
+from deepcompile.passes.partition.strategy import (
+    Rule,
+    Strategy,
+    enumerate_strategies,
+    outputs_of,
+    tensor_inputs,
+)
+from deepcompile.passes.partition.useful import Uses
 
 MOST_PER_DIMENSION = 4
 """Shards in pieces of one dimension of a tensor; the first to be found stay."""
+
+
+_ZEROS = {torch.ops.aten.scalar_tensor.default, torch.ops.aten.full.default}
+"""What makes tensors of which a rule may know that they are zero."""
 
 
 class Candidates:
@@ -29,15 +42,17 @@ class Candidates:
     """
 
     def __init__(self, sites: Sites, ranks: Iterable[int]) -> None:
-        self._sites = sites
         self._ranks = [count for count in ranks if count > 1]
         self._found: dict[TensorId, dict[Shard, None]] = {}
         self.rules: dict[Node, Rule | None] = {node: rule_of(node) for node in sites.steps()}
+        self._sites = sites
+        self._inputs = {node: sites.inputs_of(node) for node in self.rules}
         self._users: dict[TensorId, list[Node]] = {}
-        for node in self.rules:
-            for tensor in self._sites.inputs_of(node):
+        for node, tensors in self._inputs.items():
+            for tensor in tensors:
                 self._users.setdefault(tensor, []).append(node)
         self._spread(self.rules)
+        self._enumerate()
 
     def suggest(self, tensor: TensorId, shard: Shard) -> None:
         """Consider pieces that the graph does not give rise to, and what follows from them."""
@@ -46,6 +61,7 @@ class Candidates:
         for known in changed:
             maker = [known[0]] if known[0] in self.rules else []
             self._spread([*self._users.get(known, ()), *maker])
+        self._enumerate()
 
     def of(self, tensor: TensorId) -> Mapping[Shard, None]:
         """Shards in pieces of a tensor."""
@@ -60,6 +76,52 @@ class Candidates:
             else []
         )
         return [*plain, *self.of(tensor)]
+
+    def strategies(self, node: Node) -> tuple[Strategy, ...]:
+        """Those of a node that are of use; unchecked for division."""
+        return self._strategies[node]
+
+    def _kind(self, node: Node) -> object:
+        """Equal for nodes that do the same to tensors of the same shapes and candidates."""
+        inputs = tensor_inputs(node)
+        same = tuple(inputs.index(source) for source in inputs)
+        made = outputs_of(node)
+        tensors = [*self._inputs[node], *((node, index) for index in range(len(made)))]
+        shapes = tuple(
+            (tuple(value.shape), value.dtype) if value is not None else None
+            for value in (outputs_of(maker)[index] for maker, index in tensors)
+        )
+        pieces = tuple(tuple(self.of(tensor)) for tensor in tensors)
+        plain = torch.fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: source.target in _ZEROS
+        )
+        # What a rule has depends on strides too, for the few that look at them.
+        rule = self.rules[node]
+        structure = (len(rule.factors), rule.relation is None) if rule is not None else None
+        return node.target, str(plain), same, shapes, pieces, structure
+
+    def _enumerated(self, node: Node) -> Iterator[Strategy]:
+        made = self._inputs[node]
+
+        def shards(position: int, is_output: bool) -> list[Shard]:
+            return self.all_of((node, position) if is_output else made[position])
+
+        return enumerate_strategies(node, self.rules[node], shards)
+
+    def _enumerate(self) -> None:
+        """Strategies of all nodes; pieces and strategies that lead nowhere go."""
+        self.kinds = {node: self._kind(node) for node in self.rules}
+        known: dict[object, tuple[Strategy, ...]] = {}
+        for node, kind in self.kinds.items():
+            if kind not in known:
+                known[kind] = tuple(self._enumerated(node))
+        every = {node: known[kind] for node, kind in self.kinds.items()}
+        uses = Uses(self._sites, self._inputs, every)
+        for tensor, found in self._found.items():
+            self._found[tensor] = {s: None for s in found if uses.serves(tensor, s)}
+        self._strategies = {
+            node: tuple(way for way in ways if uses.has(node, way)) for node, ways in every.items()
+        }
 
     def _spread(self, start: Iterable[Node]) -> None:
         queue = dict.fromkeys(start)
@@ -76,7 +138,7 @@ class Candidates:
         rule = self.rules[node]
         if rule is None:
             return []
-        inputs = self._sites.inputs_of(node)
+        inputs = self._inputs[node]
         outputs = [(node, index) for index in range(len(outputs_of(node)))]
         changed: list[TensorId] = []
         for tensors, known in zip((inputs, outputs), rule.pieces, strict=True):

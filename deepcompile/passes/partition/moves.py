@@ -143,8 +143,6 @@ class Mover:
             if state in found:
                 continue
             found[state] = seconds, steps
-            if len(steps) >= 2 * len(self.sizes):
-                continue
             # Parts that were made from a whole are made for who wants them, not to be reduced.
             made = {step.axis for step in steps if step.kind in ("spread", "own")}
             for step in self._steps(shape, state):

@@ -20,7 +20,6 @@ from deepcompile.passes.partition.strategy import (
     Rule,
     Strategy,
     divisible,
-    enumerate_strategies,
     outputs_of,
     tensor_inputs,
 )
@@ -93,9 +92,10 @@ class Options:
 
     def of(self, node: Node) -> tuple[Option, ...]:
         """All of a node, the one that replicates first. Equal nodes share them."""
-        key = self._key(node)
+        strategies = self.candidates.strategies(node)
+        key = self.candidates.kinds[node], strategies
         if key not in self._known:
-            self._known[key] = self._options(node)
+            self._known[key] = self._options(node, strategies)
         options, dropped = self._known[key]
         if dropped:
             self.dropped[node] = dropped
@@ -104,33 +104,16 @@ class Options:
     def replicated(self, count: int) -> tuple[Placements, ...]:
         return ((REPLICATE,) * len(self.mesh.sizes),) * count
 
-    def _key(self, node: Node) -> object:
-        inputs = tensor_inputs(node)
-        same = tuple(inputs.index(source) for source in inputs)
-        tensors = [
-            *self.sites.inputs_of(node),
-            *((node, index) for index in range(len(outputs_of(node)))),
-        ]
-        shapes = tuple(
-            (tuple(value.shape), value.dtype) if value is not None else None
-            for value in (outputs_of(maker)[index] for maker, index in tensors)
-        )
-        pieces = tuple(tuple(self.candidates.of(tensor)) for tensor in tensors)
-        plain = torch.fx.node.map_arg(
-            (node.args, node.kwargs), lambda source: source.target in _ZEROS
-        )
-        # What a rule has depends on strides too, for the few that look at them.
-        rule = self.candidates.rules.get(node)
-        kind = (len(rule.factors), rule.relation is None) if rule is not None else None
-        return node.target, str(plain), same, shapes, pieces, kind
-
-    def _options(self, node: Node) -> tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]:
+    def _options(
+        self, node: Node, strategies: Sequence[Strategy]
+    ) -> tuple[tuple[Option, ...], tuple[tuple[str, str], ...]]:
         rule = self.candidates.rules.get(node)
         inputs = [tuple(source.meta["val"].shape) for source in tensor_inputs(node)]
         outputs = [None if v is None else tuple(v.shape) for v in outputs_of(node)]
         dropped: dict[str, str] = {}
         by_axis = [
-            self._strategies(node, rule, axis, inputs, outputs, dropped) for axis in self.axes
+            self._possible(node, rule, axis, strategies, inputs, outputs, dropped)
+            for axis in self.axes
         ]
         options = []
         for chosen in itertools.product(*by_axis):
@@ -139,23 +122,19 @@ class Options:
                 options.append(option)
         return tuple(options), tuple(dropped.items())
 
-    def _strategies(
+    def _possible(
         self,
         node: Node,
         rule: Rule | None,
         axis: int,
+        strategies: Sequence[Strategy],
         inputs: Sequence[Sequence[int]],
         outputs: Sequence[Sequence[int] | None],
         dropped: dict[str, str],
     ) -> list[Strategy]:
-        made = self.sites.inputs_of(node)
         ranks = self.mesh.sizes[axis]
-
-        def shards(position: int, is_output: bool) -> list[Shard]:
-            return self.candidates.all_of((node, position) if is_output else made[position])
-
         kept = []
-        for strategy in enumerate_strategies(node, rule, shards):
+        for strategy in strategies:
             reason = divisible(strategy, inputs, outputs, ranks)
             if reason is None:
                 kept.append(strategy)
@@ -238,7 +217,6 @@ def fits(shape: Sequence[int], placements: Placements, sizes: Sequence[int]) -> 
     return True
 
 
-_ZEROS = {aten.scalar_tensor.default, aten.full.default}
 _NAMES = {
     "torch.bfloat16": "bf16",
     "torch.float16": "f16",

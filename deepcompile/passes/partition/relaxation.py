@@ -9,11 +9,14 @@ import numpy as np
 
 from ..checkpoints.unsolved import failed
 from .problem import Seconds
-from .program import Program
-from .transport import Floats, Transport
+from .program import Program, Sharing
+from .transport import Floats, Ints, Transport
 
 INFEASIBLE = 2
 """The status of results of `scipy.optimize` for programs that nothing fits."""
+
+ROUNDED = 1e-6
+"""Parts as small are none."""
 
 SIMPLEX = 20_000
 """Columns up to which the dual simplex is quicker than the interior point method."""
@@ -46,11 +49,13 @@ class Relaxed:
         parts: by group, how much of each option it takes; they sum to one.
         seconds: as the solver says; a bound only up to its tolerances.
         prices: what the solver's dual solution says.
+        sharing: the moves that several users may share and some make.
     """
 
     parts: Sequence[Floats]
     seconds: float
     prices: Prices
+    sharing: Sharing
 
 
 def relax(transports: Sequence[Transport], program: Program) -> Relaxed:
@@ -82,18 +87,32 @@ def relax(transports: Sequence[Transport], program: Program) -> Relaxed:
     paid[program.shared - first] = below[: len(program.shared)]
     targets, shares = [], []
     for index, transport in enumerate(transports):
-        begin, end = program.starts[index : index + 2] - first
-        if begin == end:
+        ends, pairs = program.ends[index], program.pairs[index]
+        if ends is None:
             targets.append(np.zeros(len(transport.targets)))
             shares.append(np.zeros(transport.seconds.shape))
             continue
-        row = int(program.balance[index + 1])
-        targets.append(balance[row - len(transport.targets) : row])
-        share = np.full(transport.seconds.shape, np.inf)
-        share[program.pairs[index]] = paid[begin:end]
+        targets.append(balance[ends[1]])
+        share = np.zeros(transport.seconds.shape)
+        if program.nets[index]:
+            # For a move that nobody may share each would pay so much at most.
+            share = np.maximum(balance[ends[1]] - balance[ends[0]][:, None], 0.0)
+        start = program.starts[index] - first
+        share[pairs] = paid[start : start + len(pairs[0])]
+        share[np.isinf(transport.seconds)] = np.inf
         shares.append(share)
     seconds = float(result.fun) * program.unit
-    return Relaxed(_parts(program, result.x), seconds, Prices(targets, shares, rows))
+    prices = Prices(targets, shares, rows)
+    return Relaxed(_parts(program, result.x), seconds, prices, _made(transports, program, result.x))
+
+
+def _made(transports: Sequence[Transport], program: Program, solution: Floats) -> Sharing:
+    """By space, the moves that are not nothing."""
+    found: dict[tuple[int, bool], list[Ints]] = {}
+    for transport, pairs, start in zip(transports, program.pairs, program.starts, strict=True):
+        some = solution[start : start + len(pairs[0])] > ROUNDED
+        found.setdefault(transport.space, []).append(transport.codes[pairs][some])
+    return {space: np.unique(np.concatenate(codes)) for space, codes in found.items()}
 
 
 def search_whole(program: Program, gap: float, nodes: int) -> tuple[list[Floats] | None, float]:

@@ -2,10 +2,11 @@
 
 The linear program of colours comes first (`program.py`). Its optimum bounds what any choice
 costs, and in what transformers give it is often whole. Where it is not, its largest parts are
-rounded and made better one by one (`descent.py`). If that leaves more than the gap asked for,
-branch and bound follows (`branching.py`), then the same with finer colours, then with every group
-for itself. All is decided by the numbers of the problem and by limits on counts, nothing by clocks;
-the programs do not depend on the order of groups.
+rounded and made better one by one (`descent.py`). If that leaves more than the gap asked for, and
+a limit of memory binds, a program with prices for bytes in its place is rounded (`pricing.py`).
+Then branch and bound follows (`branching.py`), then the same with finer colours, then with every
+group for itself. All is decided by the numbers of the problem and by limits on counts, nothing by
+clocks; the programs do not depend on the order of groups.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from .branching import MOST_COLUMNS, Tried, search_colours
 from .colours import Colours, colours_of, no_colours
 from .descent import Search, cheapest, fit, greedy
 from .incumbent import EXACT, Incumbent
+from .pricing import relax_priced
 from .problem import MemoryRow, Problem, Solution, held_of
 from .program import program_of
 from .relaxation import Infeasible, Relaxed, relax
 from .simplify import simplify
-from .transport import Floats, transports_of
+from .transport import Floats, Transport, transports_of
 
-ROUNDS = 3, 6
+ROUNDS = 4, 6
 """Rounds of colours, one after the other until the gap is small enough."""
+
+MOST_SHARED = 400_000
+"""Moves, of all uses, above which programs of three axes do without those that are shared."""
 
 MOST_NAMED = 5
 """Groups that an error names."""
@@ -114,11 +119,10 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             continue
         if tried and sum(t.seconds.size for t in transports) > MOST_COLUMNS:
             break
-        with clock("build"):
-            program = program_of(problem, colours, transports)
+        is_vast = sum(t.seconds.size for t in transports) > MOST_SHARED
         try:
             with clock("lp"):
-                relaxed = relax(transports, program)
+                relaxed = _relax(problem, colours, transports, is_vast)
         except Infeasible:
             if best.options is None:
                 raise
@@ -131,10 +135,17 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             priced = bound_of(problem, colours, transports, relaxed.prices)
             bound = max(bound, priced.seconds)
         with clock("rounding"):
+            if is_vast:
+                relaxed = _unshared(problem, colours, transports, relaxed)
             rounded = _round(problem, colours, relaxed, best, bound)
             tried = Tried(colours, priced, relaxed.parts, rounded)
         if best.is_within(bound, gap):
             break
+        if relaxed.prices.rows.any() and not is_vast:
+            with clock("priced"):
+                _round_priced(problem, colours, transports, relaxed, best)
+            if best.is_within(bound, gap):
+                break
         with clock("milp"):
             better, branched = search_colours(problem, tried, gap, best)
         bound = max(bound, branched)
@@ -143,6 +154,43 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             break
     assert tried is not None
     return Solution((), 0.0, bound, method=method, colours=len(tried.colours.quotient.costs))
+
+
+def _relax(
+    problem: Problem, colours: Colours, transports: Sequence[Transport], is_vast: bool
+) -> Relaxed:
+    """The optimum of the linear program, or of one with far fewer columns that bounds it."""
+    if is_vast:
+        return relax(transports, program_of(problem, colours, transports, {}, split=True))
+    return relax(transports, program_of(problem, colours, transports))
+
+
+def _unshared(
+    problem: Problem, colours: Colours, transports: Sequence[Transport], relaxed: Relaxed
+) -> Relaxed:
+    """With the parts of the program where nothing is shared: they are of dearer moves, but true."""
+    try:
+        some = relax(transports, program_of(problem, colours, transports, {}))
+    except Unsolved:
+        return relaxed  # it was only for a better choice
+    return replace(relaxed, parts=some.parts)
+
+
+def _round_priced(
+    problem: Problem,
+    colours: Colours,
+    transports: Sequence[Transport],
+    relaxed: Relaxed,
+    best: Incumbent,
+) -> None:
+    """Offers what the largest parts are where limits have become prices."""
+    try:
+        finer, priced = relax_priced(problem, colours, transports, relaxed)
+    except Unsolved:
+        return  # it was only for a better choice
+    search = Search(problem, finer.expand([int(np.argmax(part)) for part in priced.parts]))
+    if fit(search):
+        best.offer(search.options)
 
 
 def _round(

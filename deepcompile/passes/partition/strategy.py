@@ -168,21 +168,20 @@ def outputs_of(node: Node) -> tuple[torch.Tensor | None, ...]:
 def tensor_inputs(node: Node) -> list[Node]:
     """Nodes of tensors in the arguments, in order, as often as they occur."""
     found: list[Node] = []
-
-    def visit(argument: Any) -> None:
+    waiting: list[Any] = [node.kwargs, node.args]
+    while waiting:
+        argument = waiting.pop()
         if isinstance(argument, Node):
-            if tensor_of(value_of(argument)) is not None:
+            if isinstance(argument.meta.get("val"), torch.Tensor):
                 found.append(argument)
-        elif isinstance(argument, tuple | list):
-            for item in argument:
-                visit(item)
+        elif isinstance(argument, _SEQUENCES):
+            waiting.extend(reversed(argument))
         elif isinstance(argument, dict):
-            for item in argument.values():
-                visit(item)
-
-    visit(node.args)
-    visit(node.kwargs)
+            waiting.extend(reversed(argument.values()))
     return found
+
+
+_SEQUENCES = (tuple, list)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Transport:
         source_of: by option of the maker, its index in `sources`.
         target_of: by option of the user, its index in `targets`.
         seconds: of one move from a source to a target; inf where it does not exist.
-        moves: how many placements the tensor has.
+        table: of one move from any placement of the tensor to any other.
         values: how many tensors of the class there are.
         space: uses of one tensor in one space share their moves.
     """
@@ -40,9 +40,24 @@ class Transport:
     source_of: Ints
     target_of: Ints
     seconds: Seconds
-    moves: int
+    table: Seconds
     values: int
     space: tuple[int, bool]
+
+    @property
+    def moves(self) -> int:
+        """How many placements the tensor has."""
+        return len(self.table)
+
+    @property
+    def codes(self) -> Ints:
+        """Moves as numbers, [source, target]: `source * moves + target`."""
+        return self.sources[:, None] * self.moves + self.targets[None, :]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it costs nothing whatever is chosen, so that a program can do without it."""
+        return not self.seconds.any()
 
 
 def transports_of(problem: Problem, colours: Colours) -> list[Transport]:
@@ -74,7 +89,7 @@ def transports_of(problem: Problem, colours: Colours) -> list[Transport]:
         count = int(makers[index][1].sum())
         space = values, use.backward and not value.keeps_moved
         tables = sources, targets, source_of, target_of, seconds
-        size = len(value.moves), int(members[values])
+        size = value.moves, int(members[values])
         made.append(Transport(count, makers[index], users[index], *tables, *size, space))
     return made
 

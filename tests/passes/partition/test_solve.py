@@ -17,6 +17,8 @@ from deepcompile.passes.checkpoints.unsolved import NO_SCIPY
 from deepcompile.passes.partition.bound import bound_of
 from deepcompile.passes.partition.colours import colours_of, no_colours
 from deepcompile.passes.partition.descent import Search, descend
+from deepcompile.passes.partition.network import network_of
+from deepcompile.passes.partition.pricing import relax_priced
 from deepcompile.passes.partition.problem import (
     MemoryRow,
     Problem,
@@ -154,6 +156,75 @@ def test_few_rounds_of_colours_still_bound_all_choices(problem: Problem, rounds:
     assert bound <= expected + 1e-9
     # By duality the program's optimum is what its prices say.
     assert bound == pytest.approx(relaxed.seconds, abs=1e-6)
+
+
+def closed(problem: Problem) -> Problem:
+    """With moves that are never cheaper in two."""
+    values = []
+    for value in problem.values:
+        moves = value.moves.copy()
+        for stop in range(len(moves)):
+            moves = np.minimum(moves, moves[:, stop, None] + moves[None, stop, :])
+        values.append(replace(value, moves=moves))
+    return replace(problem, values=values)
+
+
+@seed(0)
+@settings(max_examples=150, deadline=None, database=None)
+@given(problems())
+def test_the_cheapest_of_all_where_moves_are_a_network(problem: Problem) -> None:
+    check(closed(problem), 0.0)
+
+
+@seed(0)
+@settings(max_examples=100, deadline=None, database=None)
+@given(problems(repeats=3))
+def test_moves_that_are_not_shared_cost_more_and_parts_of_them_less(problem: Problem) -> None:
+    problem = closed(replace(problem, alike=(), rows=()))
+    problem = replace(problem, costs=[np.where(np.isfinite(c), c, 100.0) for c in problem.costs])
+    expected = best(problem)
+    if expected == math.inf:
+        return
+    colours = colours_of(problem, 2)
+    transports = transports_of(problem, colours)
+    whole = relax(transports, program_of(problem, colours, transports))
+    apart = relax(transports, program_of(problem, colours, transports, {}))
+    parted = relax(transports, program_of(problem, colours, transports, {}, split=True))
+    assert parted.seconds <= whole.seconds + 1e-6
+    assert whole.seconds <= apart.seconds + 1e-6
+    for relaxed in (whole, apart, parted):
+        bound = bound_of(problem, colours, transports, relaxed.prices).seconds
+        assert bound <= expected + 1e-6
+    assert bound >= parted.seconds - 1e-6
+    # What is made in the optimum is all that has to be shared.
+    again = relax(transports, program_of(problem, colours, transports, whole.sharing))
+    assert again.seconds == pytest.approx(whole.seconds, abs=1e-6)
+
+
+def test_a_network_has_no_move_that_two_others_make() -> None:
+    # 0 and 3 are apart on both axes; 1 and 2 are between them.
+    moves = np.array([[0.0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]])
+    value = Value(0, (0, 1, 2, 3), moves)
+    problem = Problem([np.zeros(4), np.zeros(4)], [value], [Use(0, 1, (0, 1, 2, 3))])
+    (transport,) = transports_of(problem, no_colours(problem))
+    network = network_of(transport)
+    assert network is not None
+    arcs = set(zip(*(ends.tolist() for ends in network.arcs), strict=True))
+    assert arcs == {(a, b) for a in range(4) for b in range(4) if a + b != 3 and a != b}
+    assert network_of(replace(transport, table=moves * moves)) is None
+
+
+def test_prices_for_bytes_make_a_choice_that_fits() -> None:
+    problem = transformer(2, memory=0.13)
+    colours = colours_of(problem, 4)
+    transports = transports_of(problem, colours)
+    relaxed = relax(transports, program_of(problem, colours, transports))
+    assert relaxed.prices.rows[0] > 0
+    finer, priced = relax_priced(problem, colours, transports, relaxed)
+    options = finer.expand([int(np.argmax(part)) for part in priced.parts])
+    assert all(part.max() > 1 - 1e-6 for part in priced.parts)
+    assert is_possible(problem, options)
+    assert seconds_of(problem, options) <= 1.01 * relaxed.seconds
 
 
 @seed(0)
