@@ -11,7 +11,7 @@ import click
 
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.runs import DEFAULT_ROOT
+from deepcompile.cli.run_argument import run_argument, runs_root
 from deepcompile.errors import RunDirError, unknown_name
 from deepcompile.inspect.sharding import (
     MODEL,
@@ -25,7 +25,7 @@ from deepcompile.inspect.sharding import (
     record_of,
 )
 from deepcompile.inspect.sharding_svg import svg_of
-from deepcompile.options import Options, format_size
+from deepcompile.options import format_size
 from deepcompile.passes.partition.plan import Plan
 
 _DROPPED = 8
@@ -53,7 +53,7 @@ def sharding() -> None:
 
 
 @sharding.command()
-@click.argument("run", required=False)
+@run_argument
 @click.option("--why", metavar="NAME", help="Why a parameter, or those of a module, lie there.")
 @click.option("--diff", "other", metavar="OTHER", help="Compare with another run or plan file.")
 @click.option("--svg", metavar="FILE", help="Draw one plan.")
@@ -73,7 +73,7 @@ def show(
 
     With --diff, the exit status is 1 where they differ.
     """
-    place = run or Options.resolve().run_dir or DEFAULT_ROOT
+    place = runs_root(run)
     records = _chosen(read_shardings(place), graph)
     if other is not None:
         return _differences(records, _chosen(read_shardings(other), graph), each, as_json)
