@@ -101,13 +101,14 @@ def compile_through_aot(
 
     strict = bool(getattr(options, "strict", False))
     record = note or _log_event
+    names = torch_private.input_names(gm)
 
     def compile_or_interpret(
         graph: GraphModule, inputs: Sequence[Any], kind: CompiledGraphKind
     ) -> Callable[..., Any]:
         static = _static_inputs(graph, kind)
         if kind == "inference":
-            mark_static_inputs(graph.graph, static)
+            mark_static_inputs(graph.graph, static, names)
         try:
             return compile_graph(graph, inputs, kind=kind, static_input_idxs=static)
         except torch_private.exceptions_meant_for_dynamo:
@@ -137,7 +138,8 @@ def compile_through_aot(
         joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[GraphModule, GraphModule]:
         copy_origins_to_backward(joint.graph)
-        mark_static_inputs(joint.graph, kwargs.get("static_lifetime_input_indices") or ())
+        static = kwargs.get("static_lifetime_input_indices") or ()
+        mark_static_inputs(joint.graph, static, names)
         joint = run_joint_passes(joint)
         keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
         prefer_recomputing(joint.graph)

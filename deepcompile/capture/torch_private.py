@@ -6,6 +6,7 @@ torch release that moves a name is dealt with in this file only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -219,6 +220,20 @@ def _must_stay(node: Node) -> bool:
     if communicates(node.target):
         return False
     return node.op in ("placeholder", "output") or node.is_impure(impure_random=False)
+
+
+_PART = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
+
+
+def input_names(gm: GraphModule) -> list[str]:
+    """What the user calls the inputs of Dynamo's graph, as `layers.0.weight`; "" where unknown."""
+    found = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = getattr(node.meta.get("grapharg"), "source", None)
+        name = getattr(source, "name", "")
+        text = str(name() if callable(name) else name)
+        found.append(".".join(_PART.findall(text)) or text)
+    return found
 
 
 def static_input_indices() -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import deepcompile
 from deepcompile.codegen.steps import ExternStep
-from deepcompile.errors import PartitionError, RankError, VerificationError
+from deepcompile.errors import MeshError, PartitionError, RankError, VerificationError
 from deepcompile.ir.collectives import communicates, is_launch
 from deepcompile.parallel.state import _whole
 from deepcompile.passes.partition import rewrite
@@ -455,6 +455,73 @@ def parts_of_a_model(rank: int) -> None:
     all_compiled(record)
 
 
+def whole_parameters(rank: int) -> None:
+    """With the option mesh, plain parameters get whole gradients, averaged on all ranks."""
+    for axis, dynamic in (("dp", False), ("dp", True), ("tp", None)):
+        torch._dynamo.reset()
+        twin, model = make(lambda: Gpt(0.3)), make(lambda: Gpt(0.3))
+        expected_of = torch.compile(twin, backend="deepep", dynamic=dynamic)
+        options = {"mesh": {axis: RANKS}}
+        run = torch.compile(model, backend="deepep", options=options, dynamic=dynamic)
+        with recording() as record:
+            for rows in (4, 6):
+                inputs = tokens(rows, rows)
+                for m in (model, twin):
+                    m.zero_grad()
+                    m.train(axis == "tp")
+                torch.manual_seed(rows)
+                expected = expected_of(*inputs)
+                torch.manual_seed(rows)
+                loss = run(*own(rank, inputs, axis))
+                loss.backward()
+                expected.backward()
+                close(mean_of_ranks(loss, axis), expected.detach(), "loss", rtol=1e-5)
+                for (name, got), other in zip(
+                    model.named_parameters(), twin.parameters(), strict=True
+                ):
+                    close(got.grad, other.grad, name)
+        all_compiled(record)
+        backward = [launches(g) for g in record.graphs if g.kind == "backward"]
+        if axis == "dp":
+            mine = [found for found in backward if found]  # those of `twin` have none
+            assert mine
+            for found in mine:
+                assert found == ["all_reduce"] * len(list(model.parameters()))
+
+
+def shared_work(rank: int) -> None:
+    """Where sharing pays, each rank of a tensor axis computes its part of whole parameters."""
+    torch._dynamo.reset()
+
+    def mlp() -> nn.Module:
+        return nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
+
+    twin, model = make(mlp), make(mlp)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (RANKS,), mesh_dim_names=("tp",))
+    run = torch.compile(model, backend="deepep", options={"mesh": mesh})
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0))
+    with recording() as record:
+        run(x).square().mean().backward()
+    twin(x).square().mean().backward()
+    all_compiled(record)
+    assert launches(graph(record, "forward"))
+    for got, other in zip(model.parameters(), twin.parameters(), strict=True):
+        close(got.grad, other.grad, "gradient")
+
+
+def cannot_be_captured(rank: int) -> None:
+    """With whole parameters eager would average nothing, so it does not take over."""
+    for mesh, what in (({"tp": 3}, "3 ranks, but there are 2"), ("dp=1,tp=2", "")):
+        torch._dynamo.reset()
+        model = make(Mlp)
+        run = torch.compile(model, backend="deepep", options={"mesh": mesh})
+        if what:
+            with pytest.raises(MeshError, match=what):
+                run(*tokens(0))
+        else:
+            close(run(*tokens(0)), model(*tokens(0)), "loss")
+
+
 def fallback(rank: int) -> None:
     """Without a C++ compiler, lowered graphs are interpreted, the same on all ranks."""
     with no_compiler():
@@ -573,6 +640,7 @@ CASES = {
     for case in (
         llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
         with_a_memory_budget, with_a_tight_memory_budget, inference, parts_of_a_model,
+        whole_parameters, shared_work, cannot_be_captured,
         fallback, fallback_of_one_rank, pass_fails, pass_left_out, longer_batches,
         verified, verified_to_be_wrong, inputs_that_differ,
     )

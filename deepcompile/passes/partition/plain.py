@@ -6,7 +6,7 @@ stay where they are get the markers of parameters that are replicated, and all e
 Before (mesh tp=2):
     %y = aten.mm(%x, %primals_2)
 After:
-    %w = deepcompile.unshard(%primals_2, "128,64 | R | tp=2@1 | primals_2")
+    %w = deepcompile.unshard(%primals_2, "128,64 | R | tp=2@1 | up.weight")
     %y = aten.mm(%x, %w)
 """
 
@@ -20,7 +20,7 @@ from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, un
 from deepcompile.errors import MeshError
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import REPLICATE
-from deepcompile.ir.static_inputs import is_static_input
+from deepcompile.ir.static_inputs import static_name
 
 _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "seq_nr", "desc")
 
@@ -83,11 +83,12 @@ def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> int:
     found = 0
     for number, node in enumerate(placeholders):
         value = node.meta.get("val")
-        if not is_static_input(node) or not _can_be_shared(node, value):
+        name = static_name(node)
+        if name is None or not _can_be_shared(node, value):
             continue
         found += 1
         shape = tuple(int(size) for size in value.shape)
-        spec = str(MarkerSpec(shape, (REPLICATE,) * len(axes), axes, node.name))
+        spec = str(MarkerSpec(shape, (REPLICATE,) * len(axes), axes, name))
         readers = list(node.users)
         whole = _call(graph, anchor, unshard, node, spec)
         for reader in readers:
