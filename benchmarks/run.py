@@ -31,6 +31,7 @@ SUITES = (
     "step",
     "memory",
     "accuracy",
+    "sharding",
 )
 
 

@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
 from . import __version__
-from .budget.ledger import Compiled, Ledger, ledger_of
+from .budget.ledger import Ledger, ledger_of
 from .budget.menu import Menu
+from .budget.planned_graph import Compiled
 from .budget.report import BudgetReport, warn_of_first_step
 from .budget.setup import budgeted_split
 from .budget.shares import Share
@@ -27,6 +29,7 @@ from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import end_of
+from .capture.opaque_inputs import without_opaque_inputs
 from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
@@ -37,9 +40,12 @@ from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
+from .ir.collectives import communicates
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .options import Options
+from .passes.partition.marked import gather_again, has_markers, plan_of
+from .passes.partition.plain import axes_of, mark_whole
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
@@ -50,6 +56,9 @@ from .recording import Recording as Recording
 from .recording import recording as recording
 from .runtime.build import BuildFailed, build, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
+from .runtime.collectives.agreement import agreed_in_world
+from .runtime.collectives.graph_collectives import fingerprint_of
+from .runtime.collectives.start import members_of
 from .runtime.device import (
     cannot_generate,
     check_devices,
@@ -111,6 +120,8 @@ class _Compiler:
     expected_sizes: Mapping[str, int] | None = None
     """Sizes that memory was planned for, by symbol."""
     planned: tuple[BudgetReport, Menu] | None = None
+    plan = ""
+    """Of parameters on a mesh, as ranks compare it."""
 
     def __init__(
         self, options: Options, ledger: Ledger | None = None, share: Share | None = None
@@ -139,7 +150,8 @@ class _Compiler:
         self.device = device_of(gm, example_inputs)
         unable = cannot_generate(self.device, self.options.codegen)
         if unable is not None:
-            if self.options.strict:
+            # Eager would average no gradients over the axes of data.
+            if self.options.strict or self.options.mesh is not None:
                 raise CompileError(unable)
             self.note("fallback", reason=unable)
             return gm
@@ -159,7 +171,8 @@ class _Compiler:
         if self.planned is None or self.share is not None:
             return compiled
         again = partial(self._compiled_again, gm, list(example_inputs))
-        return self.ledger.entered(Compiled(compiled, *self.planned), again, example_inputs)
+        planned = Compiled(compiled, *self.planned, self.note)
+        return self.ledger.entered(planned, again, example_inputs)
 
     def _compiled_again(
         self, gm: GraphModule, example_inputs: Sequence[Any], share: Share
@@ -169,7 +182,7 @@ class _Compiler:
         run = compiler.capture(gm, example_inputs)
         if compiler.planned is None:
             raise CompileError("a graph did not compile once more for its memory_budget")
-        return Compiled(run, *compiler.planned)
+        return Compiled(run, *compiler.planned, compiler.note)
 
     def _budgeted_split(self) -> BudgetedSplit | None:
         decided = self._budget_decided
@@ -192,7 +205,7 @@ class _Compiler:
         source, graph = self._last_trial.get(kind, (None, None))
         if graph is None or source is not gm:
             manager = PassManager(self.pipeline.graph, (), self.options)
-            graph = manager.run(copied(gm), kind, f"trial_{kind}")
+            graph = manager.run(without_opaque_inputs(copied(gm))[0], kind, f"trial_{kind}")
             self._last_trial[kind] = gm, graph
         triton = uses_triton(self.device, self.options.codegen)
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
@@ -225,6 +238,14 @@ class _Compiler:
         if self.run_dir is not None:
             self.run_dir.event(event, **_renamed(fields))
 
+    def report(self, subject: str, document: Mapping[str, Any]) -> None:
+        """Keep what a pass decided for a graph, in the run directory and for `explain`."""
+        assert subject == "sharding", subject
+        for record in self.recordings:
+            record.shardings.append(document)
+        if self.run_dir is not None:
+            self.run_dir.sharding(str(document["graph"]), document)
+
     def _note_graph_break(self, gm: GraphModule) -> None:
         """Record why Dynamo's graph ends before the user's function does."""
         found = end_of(gm)
@@ -232,14 +253,15 @@ class _Compiler:
             self.note("graph-break", **found)
 
     def _run_passes(
-        self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str
+        self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str, first_index: int = 1
     ) -> GraphModule:
         instruments = standard_instruments(
             self.options.verify, self.run_dir, print_graph, sink=self.note
         )
-        manager = PassManager(phase, instruments, self.options, sink=self.note)
+        reports = self.report if self.recordings or self.run_dir is not None else None
+        manager = PassManager(phase, instruments, self.options, sink=self.note, reports=reports)
         try:
-            return manager.run(gm, kind, name)
+            return manager.run(gm, kind, name, first_index=first_index)
         except CompileError as error:
             place = place_of(error)
             raise CompileError(error.detail, origin=place.origin, source=place.source) from error
@@ -264,7 +286,11 @@ class _Compiler:
     def run_joint_passes(self, joint: GraphModule) -> GraphModule:
         """Passes on forward and backward together, before they are split."""
         name = self._graph_name("joint")
-        return self._run_passes(self.pipeline.joint, joint, "joint", name)
+        self._mark_by_option(joint)
+        self.plan = plan_of(joint.graph)
+        joint = self._run_passes(self.pipeline.joint, joint, "joint", name)
+        gather_again(joint.graph)
+        return joint
 
     def compile_graph(
         self,
@@ -279,15 +305,48 @@ class _Compiler:
         for record in self.recordings:
             record.graphs.append(compiled)
             compiled.source = gm
+        gm, with_opaque = without_opaque_inputs(gm)
         with collector_paused():
-            return self._compile_graph(gm, compiled, kind)
+            gm, done = self._lowered(gm, compiled)
+            run = with_opaque(self._compile_graph(gm, compiled, kind, done))
+        return self._agreed(run, gm, compiled.name)
+
+    def _lowered(self, gm: GraphModule, compiled: CompiledGraph) -> tuple[GraphModule, int]:
+        """The graph that ranks of a mesh agree on, and how many passes made it.
+
+        Graphs without gradients never see the joint phase: one of a mesh sees it here, so that
+        what runs in place of a program that cannot be made is what the other ranks run.
+        """
+        if compiled.kind != "inference":
+            return gm, 0
+        self._mark_by_option(gm)
+        if not has_markers(gm.graph):
+            return gm, 0
+        start = time.perf_counter()
+        self.plan = plan_of(gm.graph)
+        gm = self._run_passes(self.pipeline.joint, gm, compiled.kind, compiled.name)
+        compiled.seconds["passes"] = time.perf_counter() - start
+        return gm, len(self.pipeline.joint)
+
+    def _mark_by_option(self, gm: GraphModule) -> None:
+        if self.options.mesh is not None and not has_markers(gm.graph):
+            mark_whole(gm.graph, axes_of(self.options.mesh))
+
+    def _agreed(self, run: Callable[..., Any], gm: GraphModule, name: str) -> Callable[..., Any]:
+        """Ranks compare the collectives that they have in common when a graph is first run."""
+        if not any(communicates(node.target) for node in gm.graph.nodes):
+            return run
+        if not (dist.is_available() and dist.is_initialized()):
+            return run
+        return agreed_in_world(run, fingerprint_of(gm, name, self.plan, members_of))
 
     def _compile_graph(
-        self, gm: GraphModule, compiled: CompiledGraph, kind: Kind
+        self, gm: GraphModule, compiled: CompiledGraph, kind: Kind, done: int
     ) -> Callable[..., Any]:
         start = time.perf_counter()
-        graph = self._graph_after_passes(gm, kind, compiled.name)
-        compiled.seconds["passes"] = time.perf_counter() - start
+        graph = self._graph_after_passes(gm, kind, compiled.name, done)
+        spent = time.perf_counter() - start
+        compiled.seconds["passes"] = compiled.seconds.get("passes", 0.0) + spent
         try:
             return self._generate(graph, compiled)
         except CannotCompile as error:
@@ -303,12 +362,12 @@ class _Compiler:
         except Exception as error:
             return self._fall_back(gm, compiled, f"{type(error).__name__}: {error}", error)
 
-    def _graph_after_passes(self, gm: GraphModule, kind: Kind, name: str) -> GraphModule:
+    def _graph_after_passes(self, gm: GraphModule, kind: Kind, name: str, done: int) -> GraphModule:
         # Graphs without gradients never see the joint phase: both phases run here.
         phase = self.pipeline.graph
-        if kind == "inference":
+        if kind == "inference" and not done:
             phase = (*self.pipeline.joint, *phase)
-        graph = self._run_passes(phase, gm, kind, name)
+        graph = self._run_passes(phase, gm, kind, name, first_index=1 + done)
         try:
             self._run_passes_on_bodies(graph, kind, name)
             return graph

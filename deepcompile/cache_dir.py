@@ -50,6 +50,11 @@ def rates_file(options: Options | None = None) -> Path:
     return cache_dir(options).parent / "rates.json"
 
 
+def plans_folder(options: Options | None = None) -> Path:
+    """The folder of placements that were decided, beside that of the entries; it need not exist."""
+    return cache_dir(options).parent / "plans"
+
+
 def make_cache_dir(folder: Path) -> Path:
     """Create `folder` and mark it as a cache for backup programs. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,18 @@ class MemoryBudgetError(DeepCompileError):
         self.smallest = smallest
 
 
+class MeshError(DeepCompileError):
+    """A mesh that is none, or that does not match the processes there are."""
+
+
+class PartitionError(DeepCompileError):
+    """A model cannot be placed on a mesh as asked: constraints, a memory limit, a plan file."""
+
+
+class RankError(DeepCompileError):
+    """Ranks that differ or are missing; the text names them and what they differ in."""
+
+
 class CompilerMissing(DeepCompileError):
     """No usable C++ compiler on this machine."""
 

@@ -132,6 +132,41 @@ def _integer(value: Any, least: int) -> int:
     return value
 
 
+_AXIS = re.compile(r"^\s*([A-Za-z_]\w*)(\*?)\s*=\s*([0-9]+)(?:@(\S+))?\s*$")
+
+
+def _mesh(value: Any) -> str:
+    """Axes as text: `dp*=2,tp=4`, a star for those of data, `@group` behind those of a DeviceMesh.
+
+    `dp` is of data unless some other axis has a star.
+    """
+    names = getattr(value, "mesh_dim_names", None)
+    if names is not None:
+        groups = [value.get_group(axis).group_name for axis in range(len(names))]
+        parts = [
+            f"{name}={size}@{group}"
+            for name, size, group in zip(names, value.shape, groups, strict=True)
+        ]
+        value = ",".join(parts)
+    elif isinstance(value, Mapping):
+        value = ",".join(f"{name}={size}" for name, size in value.items())
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = f"tp={value}"
+    if isinstance(value, str) and value.strip().isdigit():
+        value = f"tp={value.strip()}"
+    matches = [_AXIS.match(part) for part in value.split(",")] if isinstance(value, str) else []
+    if not matches or not all(matches) or any(int(match[3]) < 1 for match in matches if match):
+        raise ValueError("expected a mesh such as 'dp=2,tp=4', {'tp': 2}, 2 or a DeviceMesh")
+    axes = [(match[1], match[2], match[3], match[4]) for match in matches if match]
+    if len({name for name, *_ in axes}) < len(axes):
+        raise ValueError("a mesh names each axis once")
+    if not any(star for _, star, *_ in axes):
+        axes = [(name, "*" if name == "dp" else "", size, group) for name, _, size, group in axes]
+    return ",".join(
+        f"{name}{star}={size}" + (f"@{group}" if group else "") for name, star, size, group in axes
+    )
+
+
 def _text(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value
@@ -294,6 +329,13 @@ class Options:
         _choice("off", "measure"),
         "off|measure",
         "Choose the library of matrix products from a table, or by timing it here.",
+        in_key=True,
+    )
+    mesh: str | None = _option(
+        None,
+        _mesh,
+        "mesh",
+        "Share the work of plain parameters among ranks: 'tp=2', or a DeviceMesh of more axes.",
         in_key=True,
     )
     memory_budget: str | int | None = _option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -58,11 +58,12 @@ class CompiledGraph:
 
 @dataclass
 class Recording:
-    """Graphs and events of the compiles inside `recording()`."""
+    """Graphs and events of the compiles inside `recording()`, and what passes decided for them."""
 
     graphs: list[CompiledGraph] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     budgets: list[BudgetReport] = field(default_factory=list)
+    shardings: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 _RECORDINGS: ContextVar[tuple[Recording, ...]] = ContextVar("deepcompile_recordings", default=())

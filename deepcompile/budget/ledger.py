@@ -5,108 +5,43 @@ it is planned for what they leave. Where it does not fit there, or where one of 
 something again, all are planned once more as soon as the first of them is called again, and those
 whose plan changes are compiled once more. A graph that needs room which earlier graphs have taken
 is planned as lean as can be for that first step, which may exceed the budget; it says so.
+
+One graph may run several times before its backward: equal layers that are compiled one by one, or
+one that runs in a loop. A step has shown how often when it ends, that is when a graph is called and
+no forward waits for its backward any more; then graphs are planned for that, too.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..capture.torch_private import current_frame, hidden_from_dynamo, tracing_once_more
 from ..errors import MemoryBudgetError
 from ..options import format_size
-from .menu import Menu
-from .report import BudgetReport
-from .shares import Member, Share, Way, choose, smallest
+from .planned_graph import Compiled, PlannedGraph
+from .shares import Share, choose, smallest
+from .ways import Member
 
 _MOST = 64
-_NUMBERS = itertools.count()
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What became of a graph with gradients under a budget.
+@dataclass
+class _Called:
+    """A graph that ran in this step.
 
     Attributes:
-        run: the callable.
-        report: of its plan.
-        menu: the ways in which it could run.
+        graph: alive or not.
+        last: the number of its last call.
     """
 
-    run: Callable[..., Any]
-    report: BudgetReport
-    menu: Menu
-
-
-class PlannedGraph:
-    """A graph that Dynamo calls; what it runs may be replaced between two calls.
-
-    A forward that has run keeps its own backward: the callable of AOTAutograd holds both.
-
-    Args:
-        frame: of Dynamo's; versions of one function have the same.
-        compiled: what runs at first.
-        again: compiles the graph for another share.
-        tracing: where its operators can be traced once more.
-    """
-
-    def __init__(
-        self,
-        frame: Hashable,
-        compiled: Compiled,
-        again: Callable[[Share], Compiled],
-        tracing: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self.number = next(_NUMBERS)
-        self.frame = frame
-        self.compiled = compiled
-        self.fresh = True
-        self.replaced = False
-        self._again = again
-        self._tracing = tracing
-
-    @property
-    def way(self) -> Way:
-        """How it runs now."""
-        return self.compiled.report.way
-
-    @property
-    def own(self) -> int:
-        """Bytes of parameters and of the state of their optimizer."""
-        return self.compiled.report.pinned.own
-
-    def now(self) -> Member:
-        """As it runs now, as one of several."""
-        return self._member((self.way,))
-
-    def free(self) -> Member:
-        """With all ways that it could run, as one of several.
-
-        A plan that was made for several graphs is only replaced by one that needs no more: graphs
-        that run at other times beside it may count on that.
-        """
-        with self._tracing():
-            ways = self.compiled.menu.ways
-        if self.replaced:
-            ways = tuple(way for way in ways if way.is_no_more_than(self.way))
-        return self._member((self.way, *(way for way in ways if way != self.way)))
-
-    def _member(self, ways: tuple[Way, ...]) -> Member:
-        return Member(self.own, self.compiled.report.pinned.gradients, ways)
-
-    def take(self, share: Share) -> None:
-        """Run as a share of the budget says, from the next call on."""
-        before = self.compiled.report
-        with self._tracing():
-            self.compiled = self._again(replace(share, bucket=before.bucket))
-        before.replaced = True
-        self.replaced = True
+    graph: weakref.ref[PlannedGraph]
+    last: int
 
 
 class Ledger:
@@ -114,8 +49,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._graphs: list[weakref.ref[PlannedGraph]] = []
-        self._step: OrderedDict[Hashable, weakref.ref[PlannedGraph]] = OrderedDict()
-        self._planned: set[tuple[int, ...]] = set()
+        self._step: OrderedDict[int, _Called] = OrderedDict()
+        self._calls = 0
+        self._planned: dict[tuple[int, ...], set[Hashable]] = {}
         self._version: Hashable = None
         self._entered = 0
         self._lock = threading.RLock()
@@ -131,13 +67,10 @@ class Ledger:
                 self._version, self._entered = version, 0
             return number, self._entered
 
-    def before(self, frame: Hashable) -> list[PlannedGraph]:
-        """Graphs that run before this one in a step, in order."""
+    def before(self) -> list[PlannedGraph]:
+        """Graphs that run before one that is met now in a step, in order."""
         with self._lock:
-            frames = list(self._step)
-            known = frames.index(frame) if frame in self._step else len(frames)
-            found = [self._step[other]() for other in frames[:known]]
-            return [graph for graph in found if graph is not None]
+            return [] if self._is_over(None) else self._in_step()
 
     def elsewhere(self, frames: Sequence[Hashable]) -> int:
         """Bytes of parameters, and of their optimizers, of graphs of no such frame."""
@@ -145,13 +78,15 @@ class Ledger:
             found: dict[Hashable, int] = {}
             for graph in self._alive():
                 if graph.frame not in frames:
-                    found[graph.frame] = max(found.get(graph.frame, 0), graph.own)
+                    found[graph.frame] = max(found.get(graph.frame, 0), graph.own())
             return sum(found.values())
 
     def share(self, frame: Hashable) -> Share:
         """What there is beside a graph that is met for the first time."""
-        earlier = self.before(frame)
-        held = sum(graph.own + graph.way.saved for graph in earlier)
+        earlier = self.before()
+        own = members_of(earlier, PlannedGraph.now)
+        held = sum(member.pinned + member.further for member in own)
+        held += sum(graph.held for graph in earlier)
         others = held + self.elsewhere([frame, *(graph.frame for graph in earlier)])
         return Share(others, first=not earlier)
 
@@ -175,8 +110,8 @@ class Ledger:
         self.enter(graph)
 
         def run(*args: Any) -> Any:
-            self.called(graph)
-            return graph.compiled.run(*args)
+            self.called(graph, args)
+            return graph(*args)
 
         return hidden_from_dynamo(run, "a compiled graph is not user code")
 
@@ -184,67 +119,138 @@ class Ledger:
         """A graph runs next for the first time."""
         with self._lock:
             self._entered += 1
-            self._begin_step(graph)
-            self._step[graph.frame] = weakref.ref(graph)
+            if self._is_over(None):
+                self._begin_step()
+            self._note_call(graph)
             self._graphs = [weakref.ref(known) for known in [*self._alive(), graph]]
 
-    def called(self, graph: PlannedGraph) -> None:
-        """A graph is about to run. If it ran in this step already, a new one begins.
+    def called(self, graph: PlannedGraph, args: Sequence[Any] = ()) -> None:
+        """A graph is about to run with these inputs. If no forward waits, a new step begins.
 
         Raises:
             MemoryBudgetError: when the graphs of the last step fit in no plan.
         """
         with self._lock:
-            if graph.fresh:
-                graph.fresh = False
-                return
-            self._begin_step(graph)
-            self._step[graph.frame] = weakref.ref(graph)
+            fresh, graph.fresh = graph.fresh, False
+            if not fresh and self._is_over(graph):
+                self._begin_step()
+            graph.parameters.see(args)
+            self._note_call(graph)
+            self._tell_if_too_often(graph)
 
-    def _begin_step(self, graph: PlannedGraph) -> None:
-        """If this graph ran already, those that ran made a step, and are planned as one."""
-        if graph.frame not in self._step:
-            return
-        finished = [known for ref in self._step.values() if (known := ref()) is not None]
+    def _note_call(self, graph: PlannedGraph) -> None:
+        """If others ran since its last call in this step, they alternate."""
+        self._calls += 1
+        known = self._step.setdefault(graph.number, _Called(weakref.ref(graph), self._calls))
+        since = [other.graph() for other in self._step.values() if other.last > known.last]
+        for other in (graph, *since) if since else ():
+            if other is not None:
+                other.alternates = True
+        known.last = self._calls
+
+    def _is_over(self, graph: PlannedGraph | None) -> bool:
+        """Whether the step is over when this graph is called, or one that is compiled now.
+
+        So it is when no forward waits for its backward. Where a next one runs before the last
+        backward, always, steps begin with the first graph.
+        """
+        ran = self._in_step()
+        if graph is None and any(known.fresh for known in ran):
+            return False
+        if not any(known.runs.waiting for known in ran):
+            return True
+        return graph is ran[0] and any(known.runs.backward for known in ran)
+
+    def _begin_step(self) -> None:
+        """The graphs that ran made a step, and are planned as one."""
+        finished = self._in_step()
+        waiting = [graph for graph in finished if graph.runs.waiting]
+        for graph in waiting if len(finished) > 1 else ():
+            graph.alternates = True
         if finished:
             self._plan(finished)
+        for graph in finished:
+            graph.runs.backward = False
         self._step.clear()
+
+    def _in_step(self) -> list[PlannedGraph]:
+        found = [known.graph() for known in self._step.values()]
+        return [graph for graph in found if graph is not None]
 
     def _alive(self) -> list[PlannedGraph]:
         return [graph for ref in self._graphs if (graph := ref()) is not None]
 
+    def _tell_if_too_often(self, graph: PlannedGraph) -> None:
+        """If a graph runs once more than was planned, and there is no room for that."""
+        calls = graph.runs.waiting + 1
+        if calls <= graph.calls:
+            return
+        ran = self._in_step()
+        members = members_of(ran, PlannedGraph.now)
+        members[ran.index(graph)] = replace(members[ran.index(graph)], calls=calls)
+        peak = smallest(members) + self.elsewhere([known.frame for known in ran])
+        if peak > graph.compiled.report.budget:
+            graph.tell(calls, peak)
+
     def _plan(self, graphs: Sequence[PlannedGraph]) -> None:
         """Give graphs that run in one step their shares, if they do not have them yet."""
         group = tuple(graph.number for graph in graphs)
-        if group in self._planned:
+        often = tuple((g.calls, g.parameters.copies(), g.alternates) for g in graphs)
+        planned = self._planned.setdefault(group, set())
+        if often in planned:
             return
         elsewhere = self.elsewhere([graph.frame for graph in graphs])
         budget = graphs[0].compiled.report.budget - elsewhere
-        fits = smallest([graph.now() for graph in graphs]) <= budget
-        if not fits or (len(graphs) > 1 and any(graph.way.seconds for graph in graphs)):
-            members = [graph.free() for graph in graphs]
+        members = members_of(graphs, PlannedGraph.now)
+        if smallest(members) > budget or (len(graphs) > 1 and any(g.way.seconds for g in graphs)):
+            members = members_of(graphs, PlannedGraph.free)
+        shares = choose(members, budget)
+        if shares is None and planned:
+            # They run more often than before, or with more parameters: others may count on plans
+            # of theirs, and are to be planned again, too.
+            members = members_of(graphs, partial(PlannedGraph.free, any_way=True))
             shares = choose(members, budget)
-            if shares is None:
-                raise refusal(budget + elsewhere, smallest(members) + elsewhere, len(graphs))
-            for graph, share in zip(graphs, shares, strict=True):
-                if share.way != graph.way:
-                    graph.take(replace(share, others=share.others + elsewhere))
-        self._planned.add(group)
+            self._planned = {group: planned}
+        if shares is None:
+            raise refusal(budget + elsewhere, smallest(members) + elsewhere, members)
+        repeated = any(member.calls > 1 for member in members)
+        for graph, share in zip(graphs, shares, strict=True):
+            share = replace(share, others=share.others + elsewhere)
+            if share.way != graph.way:
+                graph.take(share)
+            elif repeated:
+                graph.stays(share)
+        planned.add(often)
 
 
 def joint_smallest(ledger: Ledger, frame: Hashable, member: Member) -> int | None:
     """What a graph that is being compiled needs with those before it, if all are planned again."""
-    earlier = ledger.before(frame)
+    earlier = ledger.before()
     if not earlier:
         return None
     frames = [frame, *(graph.frame for graph in earlier)]
-    return smallest([*(graph.free() for graph in earlier), member]) + ledger.elsewhere(frames)
+    return smallest([*members_of(earlier, PlannedGraph.free), member]) + ledger.elsewhere(frames)
 
 
-def refusal(budget: int, least: int, graphs: int) -> MemoryBudgetError:
+def members_of(
+    graphs: Sequence[PlannedGraph], member: Callable[[PlannedGraph, Collection[int]], Member]
+) -> list[Member]:
+    """Graphs that run in one step as those: parameters of several of them count once."""
+    found = []
+    counted: set[int] = set()
+    for graph in graphs:
+        found.append(member(graph, counted))
+        counted |= graph.parameters.ids
+    return found
+
+
+def refusal(budget: int, least: int, members: Sequence[Member]) -> MemoryBudgetError:
     """The error for graphs that fit in no plan together."""
+    graphs = "1 graph" if len(members) == 1 else f"{len(members)} graphs"
+    calls = sum(member.calls for member in members)
+    often = f" called {calls} times" if calls > len(members) else ""
     return MemoryBudgetError(
-        f"memory_budget = {format_size(budget)}: a training step of this model, of {graphs} graphs "
+        f"memory_budget = {format_size(budget)}: a training step of this model, of {graphs}{often} "
         f"so far, needs at least {least} bytes ({format_size(least)}). "
         "Give at least that much, or a smaller batch; fewer graph breaks may help.",
         budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .planner import LOWEST, RUNGS, Planned, StepPlanner
-from .shares import Way, way_of
+from .ways import Way, way_of
 
 _STRIDE = 8
 """Of the planner's sizes every so manieth is tried: each costs a compile for trial."""

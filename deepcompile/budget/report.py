@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..codegen.timeline import Timeline
@@ -13,8 +13,10 @@ from ..passes.checkpoints.decisions import Decision
 from .buckets import Bucket
 from .plan_file import MemoryPlan
 from .planner import Planned
-from .shares import Way, way_of
+from .runs import Runs
+from .shares import Share
 from .step import Pinned, StepTimeline
+from .ways import Way, way_of
 
 
 @dataclass
@@ -37,6 +39,9 @@ class BudgetReport:
         rung: of the plan among those of the planner.
         replanned: whether it is the graph's share in a plan for all graphs of the model.
         replaced: whether the graph has been planned once more since.
+        planned_calls: how often it runs in the steps that it is planned for.
+        runs: of the graph.
+        further: bytes of more sets of parameters that it is called with; among `pinned.others`.
         exceeds: whether the first step exceeds the budget; all graphs are planned again for others.
         decisions: one row a tensor; empty where the budget needs no plan.
     """
@@ -61,6 +66,25 @@ class BudgetReport:
     replanned: bool = False
     replaced: bool = False
     exceeds: bool = False
+    planned_calls: int = 1
+    runs: Runs | None = None
+    further: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How often the graph runs in a step, as far as steps have shown."""
+        return max(self.planned_calls, self.runs.most if self.runs else 1)
+
+    def set_peak(self, later: int) -> None:
+        """Predict the peak, beside so many bytes of gradients of other graphs in backward."""
+        assert self.step is not None
+        self.peak = self.step.peak_beside(later) + self.pinned.total
+
+    def beside(self, share: Share) -> None:
+        """It stays as it runs, and this is what others hold."""
+        self.pinned = replace(self.pinned, others=share.others)
+        self.planned_calls, self.further = share.calls, share.further
+        self.set_peak(share.later)
 
     @property
     def way(self) -> Way:
@@ -91,6 +115,7 @@ class BudgetReport:
             "optimizer_assumed": self.assumed_optimizer,
             "plan_unused": self.plan_unused,
             "other_graphs": self.pinned.others,
+            "calls": self.calls,
             "replanned": self.replanned,
             "exceeds": self.exceeds,
             "sizes": dict(self.bucket.sizes),
@@ -133,6 +158,20 @@ def warn_of_first_step(report: BudgetReport) -> None:
         "the room that it needs; from the second step on they leave it.",
         stacklevel=2,
     )
+
+
+def exceeded(budget: int, peak: int, calls: int, planned: int) -> str:
+    """Say that a graph runs more often in a step than was planned, and that it is too much."""
+    return (
+        f"deepcompile: memory_budget = {format_size(budget)}: this step takes up to {peak} bytes "
+        f"({format_size(peak)}), {format_size(peak - budget)} more. A graph has run {calls} times "
+        f"before its backward, and was planned to run {_times(planned)} in a step. It is planned "
+        "again when the next step begins."
+    )
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _timeline(program: Timeline, labels: dict[int, str]) -> dict[str, Any]:

@@ -9,61 +9,12 @@ the same walk finds the optimum, over ways to run a graph instead of choices of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..passes.checkpoints.combine import Choice, Layers, combine, smallest_peak
+from ..passes.checkpoints.combine import Layers, combine, smallest_peak
 from .buckets import Bucket
-from .step import StepTimeline
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to run the step of one graph; bytes beside what is pinned.
-
-    Attributes:
-        rung: the number of the planner's plan; None: torch's split.
-        follow_lifetimes: whether its programs take and let go of memory as they run.
-        saved: what is there from the end of forward on.
-        forward, backward: the most that lives in each.
-        seconds: what computing again takes.
-    """
-
-    rung: int | None
-    follow_lifetimes: bool
-    saved: int
-    forward: int
-    backward: int
-    seconds: float = 0.0
-
-    def is_no_more_than(self, other: Way) -> bool:
-        """Whether it fits wherever the other does."""
-        return (
-            self.saved <= other.saved
-            and self.forward <= other.forward
-            and self.backward <= other.backward
-        )
-
-
-def way_of(
-    step: StepTimeline, rung: int | None, follow_lifetimes: bool, seconds: float = 0.0
-) -> Way:
-    """The way that a simulated step is."""
-    return Way(rung, follow_lifetimes, step.saved, step.forward_peak, step.backward_peak, seconds)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A graph as one of several.
-
-    Attributes:
-        pinned: bytes of its parameters and of the state of their optimizer.
-        gradients: bytes of the gradients of its parameters, there from its backward on.
-        ways: to run it.
-    """
-
-    pinned: int
-    gradients: int
-    ways: tuple[Way, ...]
+from .repeats import Repeated
+from .ways import Member, Way
 
 
 @dataclass(frozen=True)
@@ -76,6 +27,8 @@ class Share:
         first: whether no graph runs before it: what goes in then comes from the user.
         way: how it has to run; None: to be planned.
         bucket: the sizes that a way is for; None: to be found.
+        calls: how often it runs in a step.
+        further: bytes, among `others`, of more sets of parameters that it is called with.
     """
 
     others: int = 0
@@ -83,6 +36,8 @@ class Share:
     first: bool = True
     way: Way | None = None
     bucket: Bucket | None = None
+    calls: int = 1
+    further: int = 0
 
 
 def choose(members: Sequence[Member], budget: int) -> list[Share] | None:
@@ -92,31 +47,56 @@ def choose(members: Sequence[Member], budget: int) -> list[Share] | None:
         members: in the order in which they run.
         budget: bytes for all of them together.
     """
-    fixed = sum(member.pinned for member in members)
-    combination = combine(_layers(members), budget - fixed, bound=False)
+    fixed = _fixed(members)
+    groups = [Repeated(group) for group in _groups(members)]
+    combination = combine(_layers(groups), budget - fixed, bound=False)
     if combination is None:
         return None
-    shares, saved = [], 0
-    later = sum(member.gradients for member in members)
-    for member, (_, number) in zip(members, combination.chosen, strict=True):
-        later -= member.gradients
-        way = member.ways[number]
-        shares.append(Share(fixed - member.pinned + saved, later, member is members[0], way))
-        saved += way.saved
+    shares: list[Share] = []
+    saved = 0
+    later = sum(member.all_gradients for member in members)
+    for group, (_, number) in zip(groups, combination.chosen, strict=True):
+        later -= group.gradients
+        for member, way, beside in group.taken(number):
+            shares.append(
+                Share(
+                    fixed - member.pinned + saved + beside.forward,
+                    later + max(0, beside.backward - beside.forward),
+                    not shares,
+                    way,
+                    calls=member.calls,
+                    further=member.further,
+                )
+            )
+        saved += group.choices[number].saved
     return shares
 
 
 def smallest(members: Sequence[Member]) -> int:
     """The least bytes in which some ways to run all graphs fit."""
-    return sum(member.pinned for member in members) + smallest_peak(_layers(members))[0]
+    groups = [Repeated(group) for group in _groups(members)]
+    return _fixed(members) + smallest_peak(_layers(groups))[0]
 
 
-def _layers(members: Sequence[Member]) -> Layers:
-    later = sum(member.gradients for member in members)
-    found = []
+def _fixed(members: Sequence[Member]) -> int:
+    return sum(member.pinned + member.further for member in members)
+
+
+def _groups(members: Sequence[Member]) -> list[list[Member]]:
+    """Graphs whose calls alternate together."""
+    found: list[list[Member]] = []
     for member in members:
-        later -= member.gradients
-        found.append(
-            [Choice(w.saved, w.forward, w.backward + later, w.seconds) for w in member.ways]
-        )
+        if found and member.alternates and found[-1][-1].alternates:
+            found[-1].append(member)
+        else:
+            found.append([member])
+    return found
+
+
+def _layers(groups: Sequence[Repeated]) -> Layers:
+    later = sum(group.gradients for group in groups)
+    found = []
+    for group in groups:
+        later -= group.gradients
+        found.append([replace(c, backward=c.backward + later) for c in group.choices])
     return found

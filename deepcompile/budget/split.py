@@ -34,8 +34,9 @@ from .menu import Menu
 from .plan_file import MemoryPlan, bind, fingerprint
 from .planner import Halves, Planned, StepPlanner
 from .report import BudgetReport
-from .shares import Member, Share, Way
+from .shares import Share
 from .step import Pinned, StepTimeline, pinned_bytes
+from .ways import Member, Way
 
 MakeProgram = Callable[[GraphModule, Any, bool, Mapping[str, int]], ProgramSpec]
 """From a graph, its kind, whether memory follows lifetimes, and sizes, to its program.
@@ -151,6 +152,7 @@ class BudgetedSplit:
         report = BudgetReport(self.budget, pinned, self.rates, bucket=bucket)
         report.assumed_optimizer = self.optimizer_bytes is None
         report.replanned = share.way is not None
+        report.planned_calls, report.further = share.calls, share.further
         report.graph = fingerprint(facts)
         bound = self.plans.get(report.graph)
         report.plan_unused = bool(self.plans) and bound is None
@@ -186,7 +188,7 @@ class BudgetedSplit:
 
     def _take_step(self, step: StepTimeline, report: BudgetReport) -> None:
         report.step = step
-        report.peak = step.peak_beside(self.share.later) + report.pinned.total
+        report.set_peak(self.share.later)
 
     def _settles(self, report: BudgetReport, binds: bool) -> bool:
         """Whether torch's split, tried as it is in the report, is what runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Node
 
 from ..codegen.timeline import ARENA, Timeline
@@ -20,12 +21,15 @@ class Pinned:
         optimizer: state of the optimizer.
         others: what other graphs of the model hold.
         gradients: of the parameters; they come to be in backward and stay. No part of the total.
+        copy: what it takes to run with other parameters too: those, and the state of their
+            optimizer where that is guessed. No part of the total.
     """
 
     parameters: int
     optimizer: int
     others: int = 0
     gradients: int = 0
+    copy: int = 0
 
     @property
     def total(self) -> int:
@@ -124,14 +128,22 @@ def pinned_bytes(
     primals = [n for n in facts.position if n.op == "placeholder" and not is_tangent(n)]
     counted = [n for at, n in enumerate(primals) if at in static or first]
     parameters = sum(facts.nbytes(n) for n in counted if facts.base(n) is n)
+    again = sum(
+        facts.nbytes(n) for at, n in enumerate(primals) if at in static and facts.base(n) is n
+    )
     gradients = facts.outputs[facts.forward_outputs :]
     trained = [
         primals[number]
         for number, gradient in enumerate(gradients)
-        if isinstance(gradient, Node) and number in static and number < len(primals)
+        if isinstance(gradient, Node)
+        and number in static
+        and number < len(primals)
+        # Meshes of DTensors are among the inputs and gradients too.
+        and isinstance(primals[number].meta.get("val"), torch.Tensor)
     ]
     gradient_bytes = sum(facts.nbytes(n) for n in trained)
     if optimizer_bytes is not None:
-        return Pinned(parameters, optimizer_bytes if first else 0, others, gradient_bytes)
+        given = optimizer_bytes if first else 0
+        return Pinned(parameters, given, others, gradient_bytes, again)
     state = sum(2 * 4 * facts.nbytes(n) // n.meta["val"].element_size() for n in trained)
-    return Pinned(parameters, state, others, gradient_bytes)
+    return Pinned(parameters, state, others, gradient_bytes, again + state)

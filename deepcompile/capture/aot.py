@@ -23,6 +23,7 @@ from deepcompile.errors import (
     for_dynamo,
 )
 from deepcompile.ir.blame import place_of
+from deepcompile.ir.static_inputs import mark_static_inputs
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,14 @@ def compile_through_aot(
 
     strict = bool(getattr(options, "strict", False))
     record = note or _log_event
+    names = torch_private.input_names(gm)
 
     def compile_or_interpret(
         graph: GraphModule, inputs: Sequence[Any], kind: CompiledGraphKind
     ) -> Callable[..., Any]:
         static = _static_inputs(graph, kind)
+        if kind == "inference":
+            mark_static_inputs(graph.graph, static, names)
         try:
             return compile_graph(graph, inputs, kind=kind, static_input_idxs=static)
         except torch_private.exceptions_meant_for_dynamo:
@@ -134,6 +138,8 @@ def compile_through_aot(
         joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[GraphModule, GraphModule]:
         copy_origins_to_backward(joint.graph)
+        static = kwargs.get("static_lifetime_input_indices") or ()
+        mark_static_inputs(joint.graph, static, names)
         joint = run_joint_passes(joint)
         keep_values_before_mutation(joint.graph, torch_private.mutated_input_indices())
         prefer_recomputing(joint.graph)
@@ -153,7 +159,9 @@ def compile_through_aot(
     except torch_private.exceptions_meant_for_dynamo:
         raise
     except Exception as error:
-        _raise_if_for_user(error, strict, "AOTAutograd could not capture the graph")
+        # With whole parameters on a mesh eager would average no gradients over the axes of data.
+        refuse = strict or getattr(options, "mesh", None) is not None
+        _raise_if_for_user(error, refuse, "AOTAutograd could not capture the graph")
         record("fallback", stage="capture", kind="joint", reason=_reason(error))
         log.debug("AOTAutograd could not capture the graph", exc_info=error)
         return gm

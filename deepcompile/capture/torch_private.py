@@ -6,6 +6,7 @@ torch release that moves a name is dealt with in this file only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -37,6 +38,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.utils._ordered_set import OrderedSet
+
+from deepcompile.ir.collectives import communicates
 
 from .divide import divided_plainly
 
@@ -115,13 +118,17 @@ def divide_joint_graph(
     static = OrderedSet(
         node for number, node in enumerate(primals) if number in static_lifetime_input_indices
     )
+    opaque = [node for node in saved if not isinstance(node.meta.get("val"), torch.Tensor)]
+    # Only torch that has such inputs, as meshes of DTensors, has this argument.
+    apart: dict[str, Any] = {"saved_opaque_nodes": opaque} if opaque else {}
     with uncalled_graph_modules():
         forward, backward = _extract_fwd_bwd_modules(
             joint,
-            list(saved),
+            [node for node in saved if node not in opaque],
             saved_sym_nodes=list(symbols),
             num_fwd_outputs=num_fwd_outputs,
             static_lifetime_input_nodes=static,
+            **apart,
         )
         for half in (forward, backward):
             half.graph.eliminate_dead_code(is_impure_node=_must_stay)
@@ -206,8 +213,27 @@ def _with_modes(state: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> 
 
 
 def _must_stay(node: Node) -> bool:
-    """Whether a node that nobody reads does something; drawing random numbers is nothing."""
+    """Whether a node that nobody reads does something; drawing random numbers is nothing.
+
+    Nor are collectives: either half has those of the other, until it is found to need none.
+    """
+    if communicates(node.target):
+        return False
     return node.op in ("placeholder", "output") or node.is_impure(impure_random=False)
+
+
+_PART = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
+
+
+def input_names(gm: GraphModule) -> list[str]:
+    """What the user calls the inputs of Dynamo's graph, as `layers.0.weight`; "" where unknown."""
+    found = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = getattr(node.meta.get("grapharg"), "source", None)
+        name = getattr(source, "name", "")
+        text = str(name() if callable(name) else name)
+        found.append(".".join(_PART.findall(text)) or text)
+    return found
 
 
 def static_input_indices() -> tuple[int, ...]:
@@ -230,3 +256,44 @@ def hidden_from_dynamo(function: Callable[..., Any], reason: str) -> Any:
     if getattr(function, "_boxed_call", False):
         hidden._boxed_call = True
     return hidden
+
+
+_VIEWS = 4
+"""How many views an output may be of what a graph through AOTAutograd returned."""
+
+
+def backward_node(outputs: Any, mark: str) -> Any:
+    """The node of autograd's graph that runs the backward of a graph through AOTAutograd.
+
+    Args:
+        outputs: of the graph. Autograd makes views of what it returned, so the node may be further
+            back.
+        mark: entry of the metadata that nodes of graphs that ran before have.
+
+    Returns:
+        None where no output has a gradient.
+    """
+    tensors = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for tensor in tensors:
+        node: Any = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
+        for _ in range(_VIEWS):
+            if node is None:
+                break
+            if node.name() == "CompiledFunctionBackward":
+                if mark not in node.metadata:
+                    return node
+                break
+            node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks take what autograd saves now."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def keeps_saved_tensors() -> bool:
+    """Whether the backward that runs on this thread leaves saved tensors for another one."""
+    if torch._C._current_graph_task_id() == -1:  # compiled autograd lets go of them itself
+        return False
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())

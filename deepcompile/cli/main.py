@@ -14,6 +14,7 @@ import click
 from deepcompile import __version__
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json
+from deepcompile.cli.terminal import Colour, settings
 from deepcompile.errors import (
     CacheError,
     CalibrationError,
@@ -29,6 +30,7 @@ _COMMANDS = {
     "compile": ("deepcompile.cli.compile:compile_model", "Make kernels for a GPU, without one."),
     "runs": ("deepcompile.cli.runs:runs", "Read recorded runs."),
     "memory": ("deepcompile.cli.memory:memory", "Read memory plans and compare them."),
+    "sharding": ("deepcompile.cli.sharding:sharding", "Read placements on a mesh, or plan them."),
     "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
     "version": ("deepcompile.cli.main:version", "Print the version."),
@@ -65,8 +67,15 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(version)s")
-def cli() -> None:
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto",
+    help="Colours: on a terminal, always or never.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def cli(color: Colour, quiet: bool, verbose: bool) -> None:
     """Look into the deepcompile graph compiler and what it compiled."""
+    settings.colour, settings.verbosity = color, verbose - quiet
 
 
 @click.command()

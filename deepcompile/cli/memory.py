@@ -11,9 +11,9 @@ import click
 
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.runs import DEFAULT_ROOT
+from deepcompile.cli.run_argument import run_argument, runs_root
 from deepcompile.inspect.memory import PlanRecord, compare, read_plans
-from deepcompile.options import Options, format_size
+from deepcompile.options import format_size
 
 
 @click.group()
@@ -27,12 +27,12 @@ def memory() -> None:
 
 
 @memory.command()
-@click.argument("run", required=False)
+@run_argument
 @click.option("--tensors", default=12, show_default=True, help="How many tensors; 0 for all.")
 @json_option
 def show(run: str | None, tensors: int, as_json: bool) -> None:
     """The plans of RUN: a run directory, a folder of runs (then its newest) or a plan file."""
-    plans = read_plans(run or Options.resolve().run_dir or DEFAULT_ROOT)
+    plans = read_plans(runs_root(run))
     if as_json:
         print_json("memory show", plans=[_document(plan) for plan in plans])
         return
@@ -118,6 +118,8 @@ def _print(plan: PlanRecord, limit: int) -> None:
         click.echo(
             "  for the first step only: it exceeds the budget, for earlier graphs took the room"
         )
+    if facts.get("calls", 1) > 1:
+        click.echo(f"  called {facts['calls']} times in a step")
     if facts.get("replanned"):
         click.echo("  in place of an earlier plan: planned once more with all graphs of the model")
     if not plan.tensors:

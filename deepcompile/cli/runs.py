@@ -11,11 +11,9 @@ from typing import Any
 import click
 
 from deepcompile.cli.output import json_option, print_json, table
+from deepcompile.cli.run_argument import run_argument, runs_root
 from deepcompile.errors import RunDirError
 from deepcompile.inspect.reader import Event, Run, list_runs, read_run
-from deepcompile.options import Options
-
-DEFAULT_ROOT = ".deepcompile/runs"
 
 
 @click.group()
@@ -26,16 +24,12 @@ def runs() -> None:
     """
 
 
-def _root(path: str | None) -> str:
-    return path or Options.resolve().run_dir or DEFAULT_ROOT
-
-
 @runs.command("list")
 @click.argument("root", required=False)
 @json_option
 def list_command(root: str | None, as_json: bool) -> None:
     """The runs below ROOT, oldest first."""
-    found = [_readable(path) for path in list_runs(_root(root))]
+    found = [_readable(path) for path in list_runs(runs_root(root))]
     if as_json:
         print_json("runs list", runs=[_summary(run) for run in found])
         return
@@ -60,14 +54,14 @@ def _readable(path: Path) -> Run:
 
 
 @runs.command()
-@click.argument("run", required=False)
+@run_argument
 @json_option
 def show(run: str | None, as_json: bool) -> None:
     """One run: graphs with their passes, kernels with their origin, and fallbacks.
 
     RUN is a run directory, or a folder of runs: then its newest.
     """
-    found = read_run(_root(run))
+    found = read_run(runs_root(run))
     if as_json:
         print_json("runs show", **_summary(found), **_contents(found))
         return

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from ..ir.batch_op import BatchOp
+from ..ir.collectives import is_wait
 from ..ir.kernel_op import KernelOp
 from ..passes.lowering.shapes import args_of
 
@@ -31,7 +32,7 @@ def shared_source(node: Node) -> Node | None:
     """The node whose memory the result of another one is; None where it makes its own."""
     if node.op != "call_function" or isinstance(node.target, (KernelOp, BatchOp)):
         return None
-    if node.target is aten.copy_.default or is_alias(node):
+    if node.target is aten.copy_.default or is_alias(node) or is_wait(node.target):
         return args_of(node)[0]
     source = args_of(node)[0] if node.target is operator.getitem else node
     if source is not node and is_alias(source):

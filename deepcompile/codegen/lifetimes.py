@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .arena_plan import span
+from .in_flight import keep_until_waited
 from .steps import Layout, LifetimeStep, ProgramSpec, Slot, Step, tensor_refs, touched
 
 LARGE = 64 << 10
@@ -19,6 +20,7 @@ def settle_lifetimes(spec: ProgramSpec) -> None:
             entry = spec.slots[slot]
             entry.first = number if entry.first < 0 else entry.first
             entry.last = number
+    keep_until_waited(spec)
     outputs = returned(spec)
     # A view that ATen made keeps the memory it is over; later slots are views of earlier ones.
     for above in reversed(spec.slots):

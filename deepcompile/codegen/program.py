@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 
 from ..cost.gemm import GemmChoice, default_gemm_choice
 from ..ir.batch_op import BatchOp
+from ..ir.collectives import is_wait
 from ..ir.index import ZERO, Index
 from ..ir.kernel_op import KernelOp
 from ..ir.nest_text import print_kernel
@@ -358,6 +359,8 @@ class _Maker:
                 refs.append(SizeRef(size_index(item)) if isinstance(item, int) else None)
                 continue
             shared = next((n for n in sources if shares(item, n.meta["val"])), None)
+            if is_wait(target):
+                shared = sources[0]
             use_out = single and has_out_variant(target, item)
             slot = self._slot(self._layout(item), "arena" if use_out else "extern")
             if shared is not None:

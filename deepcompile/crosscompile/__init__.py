@@ -6,7 +6,6 @@ nothing of it is executed.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from deepcompile.backend import _Compiler
 from deepcompile.capture.aot import interpret
+from deepcompile.capture.fake_models import fake_model, fake_tensor
 from deepcompile.codegen.program import make_program
 from deepcompile.codegen.size_hints import size_hints
 from deepcompile.codegen.triton_program import emit_triton_program
@@ -61,8 +61,8 @@ def cross_compile(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
-            fake = _faked(model, mode) if isinstance(model, nn.Module) else model
-            arguments = tree_map(lambda value: _fake(value, mode), tuple(inputs))
+            fake = fake_model(model, mode)[0] if isinstance(model, nn.Module) else model
+            arguments = tree_map(fake_tensor, tuple(inputs))
             function = torch.compile(fake, backend=compiler.backend, fullgraph=True)
             result = function(*arguments)
             outputs = [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]
@@ -78,25 +78,6 @@ def cross_compile(
 
 def _silent(name: str) -> None:
     pass
-
-
-def _fake(value: Any, mode: FakeTensorMode) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
-    return fake.requires_grad_(value.requires_grad)
-
-
-def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """The model with fake parameters and buffers, tied ones still tied; the given one is kept."""
-    made: dict[int, Tensor] = {}
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        fake = _fake(tensor.detach(), mode)
-        if isinstance(tensor, nn.Parameter):
-            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        made[id(tensor)] = memo[id(tensor)] = fake
-    return copy.deepcopy(model, memo)
 
 
 class _CrossCompiler(_Compiler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,13 @@ from torch._dynamo.utils import counters
 from deepcompile.backend import deepep
 from deepcompile.budget.report import BudgetReport
 from deepcompile.capture.graph_breaks import in_short
-from deepcompile.explanation.facts import BudgetFacts, Explanation, GraphBreak, TensorFacts
+from deepcompile.explanation.facts import (
+    BudgetFacts,
+    Explanation,
+    GraphBreak,
+    ShardingFacts,
+    TensorFacts,
+)
 from deepcompile.explanation.measure import measure_graph
 from deepcompile.explanation.measured_peak import measured_peak
 from deepcompile.explanation.undisturbed import (
@@ -23,6 +29,7 @@ from deepcompile.explanation.undisturbed import (
     tensors_in,
     undisturbed,
 )
+from deepcompile.inspect.sharding import collectives, parameter_rows, record_of
 from deepcompile.options import Options
 from deepcompile.pipeline.rundir import process_run
 from deepcompile.recording import Recording, recording
@@ -106,6 +113,7 @@ def _explanation(
         (str(f["op"]), str(f["reason"])) for event, f in record.events if event == "not-lowered"
     )
     failed = [(str(f["pass"]), str(f["error"])) for e, f in record.events if e == "pass-failed"]
+    failed += [("partition", f["reason"]) for e, f in record.events if e == "not-partitioned"]
     return Explanation(
         graphs=tuple(measure_graph(graph) for graph in record.graphs),
         fallbacks=tuple((str(f.get("graph", f.get("stage", "?"))), f["reason"]) for f in fallbacks),
@@ -116,6 +124,20 @@ def _explanation(
         seconds=seconds,
         budgets=tuple(_budget(report) for report in _plans(record)),
         measured_peak=peak,
+        sharding=tuple(_sharding(document) for document in record.shardings),
+    )
+
+
+def _sharding(document: Mapping[str, Any]) -> ShardingFacts:
+    found = record_of(document)
+    return ShardingFacts(
+        graph=found.graph,
+        mesh=found.mesh,
+        seconds=dict(found.seconds),
+        gap=found.gap,
+        memory=dict(found.memory),
+        parameters=tuple(parameter_rows(found)),
+        collectives=tuple(collectives(found)),
     )
 
 
@@ -132,6 +154,7 @@ def _budget(report: BudgetReport) -> BudgetFacts:
         exposed_seconds=facts["exposed_seconds"],
         bound_seconds=facts["bound_seconds"],
         unsolved=tuple(report.unsolved),
+        calls=report.calls,
         plan_seconds=report.plan_seconds,
         rates=report.rates.source,
         tensors=tuple(

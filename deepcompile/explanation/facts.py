@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepcompile.inspect.sharding import CollectiveRow, ParameterRow
+
 SCHEMA = 1
 _SHORT = 8
 
@@ -113,6 +115,7 @@ class BudgetFacts:
         bound_seconds: what no plan undercuts at this budget; None where none was found.
         unsolved: why that is so, or why choices may not be the best: no SciPy, or what its solver
             said; each reason once.
+        calls: how often the graph runs in a step.
         plan_seconds: of planning, compiling for trial left out.
         rates: where the model's rates of the device are from: "table", or "calibrated" and a day.
         tensors: none where the budget needed no plan.
@@ -128,9 +131,31 @@ class BudgetFacts:
     exposed_seconds: float
     bound_seconds: float | None
     unsolved: tuple[str, ...]
+    calls: int
     plan_seconds: float
     rates: str
     tensors: tuple[TensorFacts, ...]
+
+
+@dataclass(frozen=True)
+class ShardingFacts:
+    """Placements of one graph on a mesh; bytes of a rank, and seconds of the model.
+
+    Attributes:
+        seconds: of a step: `total`, `compute`, `communication`, of that `hidden` can run beside
+            computation.
+        gap: how much slower than the bound, relative; None where there is no bound.
+        memory: `parameters` (with gradients and optimizer state) and `saved` for backward; and what
+            these are without a mesh: `one device`, `saved on one device`.
+    """
+
+    graph: str
+    mesh: str
+    seconds: Mapping[str, float]
+    gap: float | None
+    memory: Mapping[str, int]
+    parameters: tuple[ParameterRow, ...]
+    collectives: tuple[CollectiveRow, ...]
 
 
 @dataclass(frozen=True)
@@ -146,6 +171,7 @@ class Explanation:
         budgets: one entry a graph with gradients, where `memory_budget` is set.
         measured_peak: bytes of one step of all graphs, with what is pinned as predicted; None
             without a budget, or where it cannot be measured.
+        sharding: one entry a graph that reads parameters of a mesh.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -157,6 +183,7 @@ class Explanation:
     seconds: float
     budgets: tuple[BudgetFacts, ...] = ()
     measured_peak: int | None = None
+    sharding: tuple[ShardingFacts, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -301,6 +328,8 @@ class Explanation:
                 "peak of a step",
                 [f"predicted {_size(predicted)}, measured {_size(self.measured_peak)}"],
             )
+        for facts in self.sharding:
+            yield f"on the mesh {facts.mesh}, {facts.graph}", _sharding_rows(facts)
 
     def _graph_lines(self) -> Iterator[str]:
         for graph in self.graphs:
@@ -336,6 +365,8 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
         f"of it parameters and inputs {_size(facts.parameters)}, "
         f"optimizer {_size(facts.optimizer)}{guess}",
     ]
+    if facts.calls > 1:
+        rows.append(f"called {facts.calls} times in a step")
     if not facts.tensors:
         return [*rows, "nothing had to be computed again"]
     bound = "none" if facts.bound_seconds is None else f"{facts.bound_seconds * 1e3:.2f} ms"
@@ -370,6 +401,28 @@ def _budget_rows(facts: BudgetFacts) -> list[str]:
             for tensor in largest
         ]
     )
+
+
+def _sharding_rows(facts: ShardingFacts) -> list[str]:
+    milliseconds = {name: f"{value * 1e3:.3f} ms" for name, value in facts.seconds.items()}
+    gap = "" if facts.gap is None else f"; at most {facts.gap:.2%} above the best plan"
+    memory = facts.memory
+    return [
+        f"a step takes {milliseconds['total']} by the model, collectives "
+        f"{milliseconds['communication']}, of which other work can hide "
+        f"{milliseconds['hidden']}{gap}",
+        f"a rank has {_size(memory['parameters'])} of parameters, gradients and optimizer state, "
+        f"one device {_size(memory['one device'])}; saved for backward {_size(memory['saved'])}, "
+        f"one device {_size(memory['saved on one device'])}",
+        *_columns(
+            [
+                (row.phase, f"{row.count}x", f"{row.kind} on {row.axis}", _size(row.bytes),
+                 f"{row.seconds * 1e3:.3f} ms")
+                for row in facts.collectives
+            ]
+        ),
+        *_columns([(f"{row.count}x", row.name, row.placements) for row in facts.parameters]),
+    ]  # fmt: skip
 
 
 def _decision(tensor: TensorFacts) -> str:

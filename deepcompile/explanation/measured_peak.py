@@ -30,7 +30,7 @@ def measured_peak(
     Returns:
         None when somebody else is profiling, for then nothing can be told.
     """
-    pinned = sum(report.pinned.own for report in reports)
+    pinned = sum(report.pinned.own + report.further for report in reports)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from deepcompile.options import Options
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EventSink = Callable[..., None]
 """Called as `sink(kind, **fields)`; `RunDir.event` is one."""
+ReportSink = Callable[[str, Mapping[str, Any]], None]
+"""Called as `reports(subject, document)` with what a pass says of the graph that it decided on."""
 
 
 class Counters:
@@ -60,6 +62,7 @@ class Context:
         counters: Counters,
         sink: EventSink | None = None,
         graph_name: str = "",
+        reports: ReportSink | None = None,
     ) -> None:
         self._pass_name = pass_name
         self._kind = kind
@@ -67,6 +70,7 @@ class Context:
         self._counters = counters
         self._sink = sink
         self._graph_name = graph_name
+        self._reports = reports
         self.rewrites: dict[str, int] = {}
 
     @property
@@ -99,3 +103,14 @@ class Context:
         """Record a fact in the run's events, with the pass and the graph it belongs to."""
         if self._sink is not None:
             self._sink(event, **{"pass": self._pass_name, "graph": self._graph_name} | fields)
+
+    def report(self, subject: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Give a document on what was decided to who keeps it; one that fails is an event."""
+        if self._reports is None:
+            return
+        try:
+            document = {"graph": self._graph_name, "kind": self._kind, **make()}
+        except Exception as error:  # the graph is right, only what is told of it is not
+            self.note("report-failed", subject=subject, error=f"{type(error).__name__}: {error}")
+            return
+        self._reports(subject, document)

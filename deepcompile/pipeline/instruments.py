@@ -131,7 +131,8 @@ class Verify:
     Executing runs the graph before and after on the same seeded inputs, made from
     `meta["val"]` of the placeholders. A graph that cannot run on such inputs (out-of-range indices)
     is recorded as `verify-skipped`, never taken for a failure. When a pass changes how random
-    numbers are drawn, only shapes and dtypes are compared.
+    numbers are drawn, only shapes and dtypes are compared. A pass whose graphs are to be compared
+    in another way has a method `check`; see `Pass`.
     """
 
     def __init__(
@@ -157,8 +158,9 @@ class Verify:
             return
         from deepcompile.pipeline.execute import Mismatch, NotRunnable, compare_graphs
 
+        check = getattr(application.pass_, "check", compare_graphs)
         try:
-            found = compare_graphs(application.before, application.after, self._seed)
+            found = check(application.before, application.after, self._seed)
         except NotRunnable as error:
             self._note("verify-skipped", application, reason=str(error))
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from deepcompile.errors import CompileError, DeepCompileError, PipelineError, VerificationError
 from deepcompile.options import Options
-from deepcompile.pipeline.context import Context, Counters, EventSink, process_counters
+from deepcompile.pipeline.context import Context, Counters, EventSink, ReportSink, process_counters
 from deepcompile.pipeline.protocol import GraphKind, Pass
 from deepcompile.pipeline.spec import print_pass
 
@@ -72,12 +72,14 @@ class PassManager:
         *,
         sink: EventSink | None = None,
         counters: Counters | None = None,
+        reports: ReportSink | None = None,
     ) -> None:
         self.passes = tuple(passes)
         self.instruments = tuple(instruments)
         self.options = options or Options()
         self._sink = sink
         self._counters = counters or process_counters()
+        self._reports = reports
 
     def run(
         self,
@@ -108,7 +110,13 @@ class PassManager:
                     f"{', '.join(sorted(missing - lost))}; a pass that establishes this goes first"
                 )
             context = Context(
-                pass_.name, kind, self.options, self._counters, self._sink, graph_name
+                pass_.name,
+                kind,
+                self.options,
+                self._counters,
+                self._sink,
+                graph_name,
+                self._reports,
             )
             application = self._apply(pass_, graph, context, index, graph_name, missing)
             if application.status in ("changed", "unchanged"):

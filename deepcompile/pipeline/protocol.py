@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -42,9 +42,18 @@ class PassContext(Protocol):
         """Record a fact (a rejected fusion edge, a fallback) in the run's events."""
         ...
 
+    def report(self, subject: str, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Offer a document on what was decided for this graph; made only if somebody keeps it."""
+        ...
+
 
 class Pass(Protocol):
-    """A frozen dataclass; its fields are its options and its docstring starts with its summary."""
+    """A frozen dataclass; its fields are its options and its docstring starts with its summary.
+
+    Where equal outputs for equal inputs are not what a pass keeps, it also has
+    `check(before, after, seed)`, which `verify` calls with a changed graph. It returns what
+    `execute.compare_graphs` returns and raises what that raises. It must not communicate.
+    """
 
     name: ClassVar[str]
     phase: ClassVar[Literal["joint", "graph"]]

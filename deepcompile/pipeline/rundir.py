@@ -1,6 +1,6 @@
 """Writes a run directory: what one process compiled, as files that need no torch to read.
 
-    ROOT/latest                       name of the newest run, as text
+    ROOT/latest                       name of the newest run, as text; of ranks, that of rank 0
     ROOT/<utc>-<name>-<pid>/
         run.json                      schema, versions, argv, options, pipeline, status, counts
         index.md                      everything below, in the order it happened
@@ -9,6 +9,8 @@
         graphs/<graph>/NNN_<pass>.ir  000 is the state before the first pass; then changed states
         graphs/<graph>/NNN_<pass>.json
         kernels/<kernel>/             source.cpp or source.py, nest.txt, meta.json
+        memory/<graph>.json           what a memory budget decided
+        sharding/<graph>.json         placements on a mesh; model.json: as planned for all graphs
 
 A directory is never reused and nothing in it is overwritten but `run.json`. Recording never stops a
 compile: on the first error of the file system one warning is given and the run goes on unrecorded.
@@ -130,7 +132,8 @@ class RunDir:
                 continue
         self._write_json(self.path / "run.json", self._info)
         self._append(self.path / "index.md", f"# {self.path.name}\n\n")
-        _replace(root / "latest", self.path.name + "\n")
+        if self._rank == 0:
+            _replace(root / "latest", self.path.name + "\n")
 
     def has_graph(self, graph: str) -> bool:
         """Whether a state of this graph has been kept."""
@@ -205,11 +208,19 @@ class RunDir:
     @_recording(None)
     def memory(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep what a memory budget decided for a graph, as a plan file: `memory/<name>.json`."""
-        folder = self.path / "memory"
+        self._document("memory", "memory plan", name, {"plans": [facts]})
+
+    @_recording(None)
+    def sharding(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep the placements of a graph, or of a whole model: `sharding/<name>.json`."""
+        self._document("sharding", "placements", name, document)
+
+    def _document(self, subject: str, title: str, name: str, document: Mapping[str, Any]) -> None:
+        folder = self.path / subject
         folder.mkdir(exist_ok=True)
         file = _free(folder, _safe(name), ".json") + ".json"
-        _create(folder / file, _dumps({"schema": SCHEMA, "plans": [facts]}, indent=1) + "\n")
-        self._append(self.path / "index.md", f"- memory plan [{name}](memory/{file})\n")
+        _create(folder / file, _dumps({"schema": SCHEMA, **document}, indent=1) + "\n")
+        self._append(self.path / "index.md", f"- {title} [{name}]({subject}/{file})\n")
 
     @_recording(None)
     def event(self, kind: str, /, **fields: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ..codegen.steps import ExternStep, Layout, SizeRef, TensorRef
+from ..ir.collectives import is_launch
 from ..ir.index import Index
 
 
@@ -62,7 +63,8 @@ def prepare_extern(
     layouts: dict[int, Any] = {}
     for slot in results:
         if slot is not None:
-            layouts[slot] = step_layout(step, slot, sizes)
+            # What a collective gives is not there yet: the step that waits for it looks at it.
+            layouts[slot] = None if is_launch(target) else step_layout(step, slot, sizes)
     return run
 
 

@@ -117,21 +117,31 @@ def test_a_budget_that_is_not_needed_compiles_each_graph_once() -> None:
     assert not any(report.replanned or report.planned for report in record.budgets)
 
 
-def test_a_forward_keeps_the_backward_that_it_was_compiled_with(least: int) -> None:
-    """The second forward replaces the programs of the first, whose backward comes later."""
+def test_a_forward_keeps_the_backward_that_it_was_compiled_with() -> None:
+    """The third forward replaces the programs of the second, whose backward comes later."""
     module, x = Broken(), rows(count=512)
-    options = {"memory_budget": least}
-    torch._dynamo.reset()
-    mine = copy.deepcopy(module)
-    call = torch.compile(mine, backend="deepep", options=options)
-    with recording() as record, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=TOLD)
+
+    def run(call: nn.Module) -> Values:
         losses = [call(x * factor).square().mean() for factor in (1, 2)]
-        sum(losses).backward()
+        losses[0].backward()
+        losses.append(call(x * 3).square().mean())
+        (losses[1] + losses[2]).backward()
+        return {name: p.grad for name, p in call.named_parameters()}
+
+    def compiled(budget: int) -> tuple[Values, Recording]:
+        torch._dynamo.reset()
+        mine = copy.deepcopy(module)
+        mine.compile(backend="deepep", options={"memory_budget": budget})
+        with recording() as record, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run(mine), record
+
+    least = smallest(module, x)
+    with pytest.raises(MemoryBudgetError, match="2 graphs called 4 times") as refused:
+        compiled(least)
+    mine, record = compiled(refused.value.smallest)
     assert any(report.replanned for report in record.budgets)
-    sum(module(x * factor).square().mean() for factor in (1, 2)).backward()
-    gradients = ({n: p.grad for n, p in m.named_parameters()} for m in (mine, module))
-    check_close(*gradients)
+    check_close(mine, run(module))
 
 
 def test_a_graph_is_traced_again_in_the_modes_it_was_first_traced_in() -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import gc
-import itertools
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from deepcompile.budget.buckets import Bucket
-from deepcompile.budget.ledger import Ledger, PlannedGraph, ledger_of
-from deepcompile.budget.shares import Member, Share, Way, choose, smallest
+from deepcompile.budget.ledger import Ledger, ledger_of
+from deepcompile.budget.planned_graph import PlannedGraph
+from deepcompile.budget.report import BudgetReport
+from deepcompile.budget.shares import Share
+from deepcompile.budget.step import Pinned
+from deepcompile.budget.ways import Way
+from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.errors import MemoryBudgetError
 from deepcompile.recording import recording
 
@@ -28,32 +35,69 @@ def way(saved: int, peak: int, seconds: float = 0.0) -> Way:
 RICH, LEAN = way(40, 50), way(10, 30, 1.0)
 
 
-def graph(frame: str, *ways: Way, own: int = 5) -> PlannedGraph:
+@dataclass
+class Report(BudgetReport):
+    """Of a plan that needs no program."""
+
+    way: Way = RICH
+
+    def set_peak(self, later: int) -> None:
+        way = self.way
+        self.peak = self.pinned.total + max(way.forward, way.backward + later)
+
+
+def graph(
+    frame: str,
+    *ways: Way,
+    own: int = 5,
+    gradients: int = 0,
+    events: list[dict[str, Any]] | None = None,
+) -> PlannedGraph:
     """A graph that runs in the first of these ways, and could in the others."""
 
-    def compiled(now: Way) -> SimpleNamespace:
-        pinned = SimpleNamespace(own=own, gradients=0)
-        report = SimpleNamespace(way=now, pinned=pinned, budget=BUDGET, bucket=Bucket())
-        return SimpleNamespace(report=report, menu=SimpleNamespace(ways=ways))
+    def compiled(share: Share) -> Any:
+        pinned = Pinned(own, 0, share.others, gradients, copy=own)
+        report = Report(BUDGET, pinned, rates_of_cpu(1), way=share.way or ways[0])
+        report.beside(share)
 
-    return PlannedGraph(frame, compiled(ways[0]), lambda share: compiled(share.way), nullcontext)
+        def note(event: str, **fields: Any) -> None:
+            if events is not None:
+                events.append({"event": event, **fields})
+
+        return SimpleNamespace(report=report, menu=SimpleNamespace(ways=ways), note=note)
+
+    return PlannedGraph(frame, compiled(Share()), compiled, nullcontext)
 
 
-def ran(ledger: Ledger, *graphs: PlannedGraph) -> None:
+def forward(ledger: Ledger, *graphs: PlannedGraph, args: Sequence[Any] = ()) -> list[Any]:
+    """Calls, and for each what says that its backward is yet to come."""
+    waiting = []
     for each in graphs:
         if each not in ledger._alive():
             ledger.enter(each)
-        ledger.called(each)
+        ledger.called(each, args)
+        waiting.append((each, each.runs.begin()))
+    return waiting
+
+
+def backward(waiting: list[Any]) -> None:
+    for each, run in reversed(waiting):
+        each.runs.begin_backward(run)
+
+
+def step(ledger: Ledger, *graphs: PlannedGraph) -> None:
+    backward(forward(ledger, *graphs))
 
 
 def test_a_graph_is_planned_beside_what_those_before_it_in_the_step_hold() -> None:
     ledger = Ledger()
     first, second = graph("first", RICH), graph("second", LEAN)
     assert ledger.share("first") == Share()
-    ran(ledger, first)
+    waiting = forward(ledger, first)
     assert ledger.share("second") == Share(45, first=False)
-    ran(ledger, second)
+    waiting += forward(ledger, second)
     assert ledger.share("third") == Share(60, first=False)
+    backward(waiting)
     # A new version of the first begins a step; the second is there, but has saved nothing yet.
     assert ledger.share("first") == Share(5)
 
@@ -61,8 +105,8 @@ def test_a_graph_is_planned_beside_what_those_before_it_in_the_step_hold() -> No
 def test_what_nobody_can_call_any_more_holds_nothing() -> None:
     ledger = Ledger()
     first = graph("first", RICH)
-    ran(ledger, first)
-    del first
+    waiting = forward(ledger, first)
+    del first, waiting
     gc.collect()
     assert ledger.share("second") == Share()
 
@@ -70,12 +114,12 @@ def test_what_nobody_can_call_any_more_holds_nothing() -> None:
 def test_graphs_that_do_not_fit_together_are_planned_again_when_a_step_begins() -> None:
     ledger = Ledger()
     first, second = graph("first", RICH, LEAN), graph("second", RICH, LEAN, own=20)
-    ran(ledger, first, second)
+    step(ledger, first, second)
     assert (first.way, second.way) == (RICH, RICH)
-    ran(ledger, first, second)
+    step(ledger, first, second)
     assert sorted([first.way.seconds, second.way.seconds]) == [0.0, 1.0]
     ways = first.way, second.way
-    ran(ledger, first, second)
+    step(ledger, first, second)
     assert (first.way, second.way) == ways
 
 
@@ -84,10 +128,13 @@ def test_graphs_that_fit_stay_as_they_are() -> None:
     graphs = graph("first", RICH, LEAN), graph("second", LEAN, LEAN)
     for each in graphs:
         each._again = lambda share: pytest.fail("compiled again")
-    ran(ledger, *graphs, *graphs)
+    step(ledger, *graphs)
+    step(ledger, *graphs)
     lonely = graph("first", LEAN, RICH)
     lonely._again = lambda share: pytest.fail("compiled again")
-    ran(Ledger(), lonely, lonely)
+    ledger = Ledger()
+    step(ledger, lonely)
+    step(ledger, lonely)
 
 
 def test_a_plan_for_several_steps_never_needs_more_than_before() -> None:
@@ -97,64 +144,97 @@ def test_a_plan_for_several_steps_never_needs_more_than_before() -> None:
         graph("second", RICH, own=20),
         graph("second", LEAN),
     )
-    ran(ledger, first, second, first)
+    step(ledger, first, second)
+    step(ledger, first)
     assert first.way == LEAN
-    ran(ledger, other, first)  # beside a leaner version of the second the first could be rich
+    step(ledger, other, first)  # beside a leaner version of the second the first could be rich
     assert first.way == LEAN
 
 
 def test_threads_that_call_at_once_plan_once() -> None:
     ledger = Ledger()
     first, second = graph("first", RICH, LEAN), graph("second", RICH, LEAN, own=20)
-    ran(ledger, first, second)
+    step(ledger, first, second)
     again, compiled = first._again, []
     for each in (first, second):
         each._again = lambda share: (compiled.append(share), again(share))[1]
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda _: ran(ledger, first, second), range(200)):
-            pass
+        list(pool.map(lambda _: ledger.called(first), range(200)))
     assert len(compiled) == 1
 
 
 def test_steps_that_fit_in_no_plan_are_refused_each_time() -> None:
     ledger = Ledger()
     first, second = graph("first", RICH), graph("second", RICH, own=20)
-    ran(ledger, first, second)
+    step(ledger, first, second)
     for _ in range(2):
         with pytest.raises(MemoryBudgetError, match="2 graphs") as refused:
             ledger.called(first)
         assert (refused.value.budget, refused.value.smallest) == (BUDGET, 5 + 20 + 40 + 50)
 
 
-def test_shares_are_the_quickest_of_all_combinations_that_fit() -> None:
-    ways = (way(40, 50), way(25, 45, 1.0), way(5, 30, 2.5))
-    members = [Member(5, 3, ways), Member(2, 7, ways), Member(1, 1, ways)]
+def test_a_graph_that_runs_more_often_is_planned_again_before_the_next_step() -> None:
+    ledger, events = Ledger(), []
+    only = graph("only", RICH, LEAN, events=events)
+    step(ledger, only)
+    with pytest.warns(UserWarning, match="takes up to 135 bytes .* has run 3 times"):
+        waiting = forward(ledger, only, only, only, only)
+    backward(waiting)
+    assert events == [
+        {"event": "memory-repeated", "calls": 3, "planned": 1, "peak": 135, "budget": BUDGET}
+    ]
+    assert only.way == RICH
+    waiting = forward(ledger, only)
+    assert (only.way, only.compiled.report.calls) == (LEAN, 4)
+    assert only.compiled.report.peak == 5 + 3 * LEAN.saved + LEAN.forward
+    backward([*waiting, *forward(ledger, *[only] * 3)])
+    step(ledger, only)  # fewer calls stay planned for
+    assert (only.way, only.compiled.report.calls, len(events)) == (LEAN, 4, 1)
 
-    def peak(chosen: tuple[Way, ...]) -> int:
-        found, saved, later = 0, 0, 11
-        for member, way in zip(members, chosen, strict=True):
-            later -= member.gradients
-            found = max(found, 8 + saved + max(way.forward, way.backward + later))
-            saved += way.saved
-        return found
 
-    every = list(itertools.product(ways, repeat=3))
-    assert smallest(members) == min(map(peak, every))
-    for budget in range(smallest(members) - 1, 150):
-        fitting = [chosen for chosen in every if peak(chosen) <= budget]
-        shares = choose(members, budget)
-        if not fitting:
-            assert shares is None
-            continue
-        assert shares is not None
-        chosen = tuple(share.way for share in shares if share.way)
-        assert peak(chosen) <= budget
-        least = min(sum(way.seconds for way in chosen) for chosen in fitting)
-        assert sum(way.seconds for way in chosen) == least
-        saved = [way.saved for way in chosen]
-        assert [share.others for share in shares] == [3, 6 + saved[0], 7 + saved[0] + saved[1]]
-        assert [share.later for share in shares] == [8, 1, 0]
-        assert [share.first for share in shares] == [True, False, False]
+def test_a_graph_that_grows_may_need_more_at_its_highest_moment() -> None:
+    """A plan that others may count on stays, unless there is no other."""
+    ledger = Ledger()
+    tight = way(5, 45, 2.0)
+    only = graph("only", RICH, LEAN, tight)
+    for calls, expected in ((2, RICH), (3, LEAN), (9, tight)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            step(ledger, *[only] * calls)
+        waiting = forward(ledger, only)
+        assert only.way == expected
+        backward(waiting)
+    with pytest.warns(UserWarning, match="planned to run 9 times"):
+        step(ledger, *[only] * 30)
+    with pytest.raises(MemoryBudgetError, match="1 graph called 30 times") as refused:
+        ledger.called(only)
+    assert refused.value.smallest == 5 + 29 * 5 + 45
+
+
+def test_parameters_count_once_and_those_of_other_calls_too() -> None:
+    ledger = Ledger()
+    shared, others = nn.Parameter(torch.zeros(4)), [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    first, second = graph("block", LEAN), graph("block", LEAN)
+    waiting = forward(ledger, first, args=[shared])
+    for each in (shared, *others):
+        waiting += forward(ledger, second, args=[torch.zeros(1), each])
+    assert (first.own(), second.own(), second.own(first.parameters.ids)) == (5, 20, 15)
+    assert ledger.share("next") == Share(20 + 5 * 10, first=False)
+    del others, each
+    backward(waiting)
+    assert second.own() == 5
+
+
+def test_a_plan_that_exceeds_its_share_is_told() -> None:
+    ledger, events = Ledger(), []
+    first, second = graph("first", RICH, LEAN, events=events), graph("second", RICH, own=20)
+    again = first._again
+    first._again = lambda share: again(replace(share, way=replace(LEAN, forward=33, saved=11)))
+    step(ledger, first, second)
+    with pytest.warns(UserWarning, match="up to 3 bytes more than its share"):
+        step(ledger, first, second)
+    (event,) = events
+    assert (event["event"], event["more"]) == ("memory-share-exceeded", 3)
 
 
 def test_one_call_of_compile_has_one_ledger() -> None:

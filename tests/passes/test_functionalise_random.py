@@ -16,6 +16,7 @@ from deepcompile.capture import philox
 from deepcompile.capture.aot import compile_through_aot, interpret
 from deepcompile.options import Options
 from deepcompile.passes.functionalise_random import FunctionaliseRandom
+from deepcompile.passes.fuse_rows import FuseRows
 from deepcompile.pipeline.manager import PassManager
 
 aten = torch.ops.aten
@@ -277,8 +278,35 @@ class TestReferenceOps:
         assert not torch.equal(philox.philox_uniform(seed, 4, [6, 4], **kwargs), whole)
         assert not torch.equal(philox.philox_uniform(seed + 1, 3, [6, 4], **kwargs), whole)
 
+    def test_parts_have_the_numbers_of_the_whole(self):
+        seed = torch.tensor([123456789012345])
+        kwargs = {"dtype": torch.float32, "device": torch.device("cpu")}
+        whole = philox.philox_uniform(seed, 3, [8, 32], **kwargs)
+        start = torch.tensor(4 * 32 + 8)
+        part = philox.philox_uniform_part(seed, 3, start, [4, 8], [32, 1], **kwargs)
+        assert torch.equal(part, whole[4:, 8:16])
+
+    def test_parts_become_kernels(self):
+        seed, x = torch.tensor([-123456789012345]), torch.randn(4, 8)
+        kwargs = {"dtype": torch.float32, "device": torch.device("cpu")}
+
+        def masked(x, start, seed):
+            part = torch.ops.deepcompile.philox_uniform_part
+            return torch.relu(x) * (part(seed, 3, start, [4, 8], [32, 1], **kwargs) < 0.5)
+
+        graph = make_fx(masked, tracing_mode="fake")(x, torch.tensor(136), seed)
+        torch._dynamo.reset()
+        compiled = torch.compile(masked, backend="deepep", options={"strict": True})
+        for start in (0, 8, 136):
+            given = x, torch.tensor(start), seed
+            assert torch.equal(compiled(*given), masked(*given))
+        fused = PassManager([FuseRows()], options=Options(strict=True)).run(graph, "inference", "g")
+        assert philox.philox_uniform_part not in [node.target for node in fused.graph.nodes]
+
     def test_schemas_and_fake_implementations(self):
         seed = torch.tensor([1])
         kwargs = {"dtype": torch.float32, "device": torch.device("cpu")}
         for op in (philox.philox_uniform, philox.philox_normal):
             torch.library.opcheck(op, (seed, 0, [2, 3]), kwargs)
+        for op in (philox.philox_uniform_part, philox.philox_normal_part):
+            torch.library.opcheck(op, (seed, 0, torch.tensor(4), [2, 3], [6, 1]), kwargs)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.fx.node import _side_effectful_functions
 
+from deepcompile.ir.collectives import communicates, is_wait
+
 aten = torch.ops.aten
 prims = torch.ops.prims
 
 #: Libraries whose schemas can be trusted about aliasing and writing.
-_KNOWN_LIBRARIES = frozenset(("aten", "prims", "deepcompile"))
-#: Share their input's memory without saying so in the schema.
-_UNDECLARED_VIEWS = frozenset((aten._unsafe_view.default,))
+_KNOWN_LIBRARIES = frozenset(("aten", "prims", "deepcompile", "_c10d_functional"))
 #: Their contents, or the symbol they introduce, differ from call to call.
 _NEVER_EQUAL = frozenset(("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"))
 _DIFFERS = frozenset((torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output))
@@ -83,11 +83,14 @@ def target_of(target: Any) -> Target:
         not known
         or schema.is_mutable
         or random
+        or communicates(target)
         or not schema.returns
         or target in _side_effectful_functions
     )
+    # Some share their input's memory without saying so in the schema.
+    undeclared = target is aten._unsafe_view.default or is_wait(target)
     view = not schema.is_mutable and (
-        target in _UNDECLARED_VIEWS or any(value.alias_info for value in schema.returns)
+        undeclared or any(value.alias_info for value in schema.returns)
     )
     return Target(
         known=known,

@@ -114,6 +114,8 @@ def keep_sets(
         unsolved: called with the reason for each program that has no answer. For want of the
             richest or the leanest set all come from giving up values one by one.
     """
+    if not layer.nodes:  # all that it does is cheap
+        return [frozenset()]
     try:
         solve = _solver(layer)
         rich, lean = solve(None), solve(0)

@@ -149,6 +149,8 @@ def recompute(
                 walk.outputs.add(available(output, 0))
             else:
                 walk.outputs.add(output)
+                if output.op == "placeholder":
+                    found.inputs[output] = None
     return found
 
 

@@ -13,11 +13,12 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ...capture import philox
 from ...capture.offload import OFFLOAD_START, OFFLOAD_WAIT, RELOAD_WAIT, STARTS, WAITS
-from ...capture.philox import philox_normal, philox_uniform
 from ...capture.recompute_hints import COPIES, REDUCTIONS
 from ...cost.flops import extent_of, flops_of
 from ...cost.rates import Rates
+from ...ir.collectives import communicates
 from .scratch import scratch_of
 
 aten = torch.ops.aten
@@ -242,8 +243,16 @@ def is_fusible(node: Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and (
         torch.Tag.pointwise in target.tags
         or (target.is_view and target not in WAITS)
-        or target in (philox_uniform, philox_normal)
+        or target in _DRAWS
     )
+
+
+_DRAWS = (
+    philox.philox_uniform,
+    philox.philox_normal,
+    philox.philox_uniform_part,
+    philox.philox_normal_part,
+)
 
 
 def why_kept(node: Node) -> str | None:
@@ -258,8 +267,9 @@ def why_kept(node: Node) -> str | None:
         return None
     if not isinstance(target, torch._ops.OpOverload):
         return "a higher-order or unknown operator"
-    if "c10d" in target.namespace:
-        return "a collective"
+    if communicates(target):
+        # Parameters of which ranks have shares are gathered again.
+        return None if must_recompute(node) else "a collective"
     if target._schema.is_mutable:
         return "it writes into its input"
     if torch.Tag.nondeterministic_seeded in target.tags and not _is_attention_as_given(node):

@@ -58,7 +58,9 @@ def live_bytes(joint: Joint, walk: Walk, inputs: Mapping[object, int]) -> Live:
     count = len(walk.nodes)
     for entry in walk.outputs:
         last[entry] = count
-        if entry not in written and joint.nbytes(walk.origin[entry]):
+        if entry not in walk.origin or entry in written:
+            continue  # an input that is handed on, or a tensor of its own
+        if joint.nbytes(walk.origin[entry]):
             # A view: what it looks at stays. What is on the host looks at nothing.
             for source in reads.get(entry, ()):
                 last[source] = count

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from torch.fx import Node
 
+from ...ir.collectives import communicates
 from .joint import Joint, is_symbol
 
 _CHEAP_NODES = 24
@@ -105,13 +106,17 @@ def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _cheap(joint: Joint) -> set[Node]:
-    """What few kernels make of inputs and constants: masks, tables of angles, weights in bf16."""
+    """What few kernels make of inputs and constants: masks, tables of angles, weights in bf16.
+
+    Gathered parameters are among them, where they are to be gathered again.
+    """
     size: dict[Node, int] = {}
     for node in joint.forward:
         if is_symbol(node):
             size[node] = 0
             continue
-        if not joint.is_fusible(node) or joint.why_kept(node) is not None:
+        gathered = communicates(node.target)
+        if not (joint.is_fusible(node) or gathered) or joint.why_kept(node) is not None:
             continue
         total = 1
         for source in node.all_input_nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch.fx.node import map_arg
 
 from ...capture.torch_private import graph_module
 from ...ir.batch_op import BatchOp
+from ...ir.collectives import communicates
 from ...ir.index import Index
 from ...ir.kernel_op import KernelOp, Origin, OutputSpec
 from ...ir.origins import origin_of
@@ -139,6 +141,9 @@ class _Writer:
             needs[self._key(unit)] = inputs
             stack.extend(inputs)
         self._order_mutations(mutations, wanted, needs, root)
+        collectives = [node for node in nodes if communicates(node.target)]
+        for earlier, later in itertools.pairwise(collectives):
+            needs[self._key(later)].append(earlier)
         waiting = {key: len({self._key(i) for i in needs[key]}) for key in wanted}
         users: dict[int, list[int]] = {}
         for key, inputs in needs.items():
@@ -260,7 +265,7 @@ def _is_given(node: Node) -> bool:
 
 
 def _has_effect(node: Node) -> bool:
-    if isinstance(node.target, BatchOp):
+    if isinstance(node.target, BatchOp) or communicates(node.target):
         return True
     schema = getattr(node.target, "_schema", None)
     return schema is not None and (schema.is_mutable or node.is_impure())

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule, Node
 
+from ...ir.collectives import communicates
 from ...pipeline.protocol import PassContext, PassResult
 from ..lowering.philox import register_philox
 from ..lowering.probe import probe
@@ -160,13 +161,17 @@ def _expand_inlined(
 
 
 def _paths(plan: Plan) -> Paths:
-    """Over data, and from reads to the write that they precede."""
+    """Over data, from reads to the write that they precede, and from collective to collective."""
     # By node: itself, or what it reads through nodes that are never in between.
     behind: dict[Node, dict[Node, None]] = {}
     before: dict[Node, dict[Node, None]] = {}
     readers: dict[Node, list[Node]] = {}
+    last_collective: list[Node] = []
     for node in plan.graph.graph.nodes:
         inputs = list(node.all_input_nodes)
+        if communicates(node.target):
+            inputs += last_collective
+            last_collective = [node]
         if is_mutation(node):
             inputs += readers.get(root(args_of(node)[0]), [])
         if node.op == "call_function":

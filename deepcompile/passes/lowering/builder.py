@@ -224,7 +224,9 @@ class Builder:
     def rand(self, kind: str, seed: int, offset: Index) -> int:
         """A random f32 of philox(seed, offset)."""
         return self.code.emit(
-            lambda id: Rand(id, "f32", kind, seed, offset), (seed,), names=offset.names()
+            lambda id: Rand(id, "f32", kind, seed, offset),
+            (seed, *index_values(offset)),
+            names=offset.names(),
         )
 
     def reduce(

@@ -1,0 +1,40 @@
+"""Models whose tensors have shapes but no memory, for tracing without running."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+
+def fake_tensor(value: Any) -> Any:
+    """A fake CPU tensor like a tensor, within a fake mode; anything else as it is.
+
+    On `meta`, and on a CUDA that is not there, attention would be traced in another form.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+    return fake.requires_grad_(value.requires_grad)
+
+
+def fake_model(model: nn.Module, mode: FakeTensorMode) -> tuple[nn.Module, dict[int, str]]:
+    """A copy with fake parameters and buffers, tied ones still tied, and the names of the former.
+
+    Names are of the parameters of the copy, by `id`: of several for one parameter the first.
+    """
+    memo: dict[int, Any] = {}
+    names: dict[int, str] = {}
+    with mode:
+        for tensor in (*model.parameters(), *model.buffers()):
+            fake = fake_tensor(tensor.detach())
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = fake
+        made = {id(tensor): memo[id(tensor)] for tensor in model.parameters()}
+        for name, parameter in model.named_parameters():
+            names[id(made[id(parameter)])] = name
+        return copy.deepcopy(model, memo), names

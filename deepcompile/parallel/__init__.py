@@ -1,0 +1,1 @@
+"""Models of one device placed on a mesh: plan, parameters as DTensors, checkpoints."""
