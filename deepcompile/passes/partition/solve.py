@@ -2,11 +2,11 @@
 
 The linear program of colours comes first (`program.py`). Its optimum bounds what any choice
 costs, and in what transformers give it is often whole. Where it is not, its largest parts are
-rounded and made better one by one (`descent.py`). If that leaves more than the gap asked for, and
-a limit of memory binds, a program with prices for bytes in its place is rounded (`pricing.py`).
-Then branch and bound follows (`branching.py`), then the same with finer colours, then with every
-group for itself. All is decided by the numbers of the problem and by limits on counts, nothing by
-clocks; the programs do not depend on the order of groups.
+rounded and made better one by one (`descent.py`), then region by region (`regions.py`). If that
+leaves more than the gap asked for, and a limit of memory binds, a program with prices for bytes in
+its place is rounded (`pricing.py`). Then branch and bound follows (`branching.py`), then the same
+with finer colours, then with every group for itself. All is decided by the numbers of the problem
+and by limits on counts, nothing by clocks; the programs do not depend on the order of groups.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .incumbent import EXACT, Incumbent
 from .pricing import relax_priced
 from .problem import MemoryRow, Problem, Solution, held_of
 from .program import program_of
+from .regions import improve
 from .relaxation import Infeasible, Relaxed, relax
 from .simplify import simplify
 from .transport import Floats, Transport, transports_of
@@ -141,6 +142,11 @@ def _by_programs(problem: Problem, gap: float, best: Incumbent, clock: _Clock) -
             tried = Tried(colours, priced, relaxed.parts, rounded)
         if best.is_within(bound, gap):
             break
+        if not is_vast:
+            with clock("regions"):
+                improve(problem, colours, rounded, best, bound, gap)
+            if best.is_within(bound, gap):
+                break
         if relaxed.prices.rows.any() and not is_vast:
             with clock("priced"):
                 _round_priced(problem, colours, transports, relaxed, best)

@@ -30,7 +30,7 @@ from deepcompile.passes.partition.options import Option
 from deepcompile.passes.partition.problem import Solution
 from deepcompile.passes.partition.sites import Sites
 
-FORMAT = 2
+FORMAT = 3
 
 
 def key_of(

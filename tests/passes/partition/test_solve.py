@@ -16,7 +16,8 @@ from deepcompile.errors import PartitionError
 from deepcompile.passes.checkpoints.unsolved import NO_SCIPY
 from deepcompile.passes.partition.bound import bound_of
 from deepcompile.passes.partition.colours import colours_of, no_colours
-from deepcompile.passes.partition.descent import Search, descend
+from deepcompile.passes.partition.descent import Search, cheapest, descend, fit
+from deepcompile.passes.partition.incumbent import Incumbent
 from deepcompile.passes.partition.network import network_of
 from deepcompile.passes.partition.pricing import relax_priced
 from deepcompile.passes.partition.problem import (
@@ -28,7 +29,9 @@ from deepcompile.passes.partition.problem import (
     seconds_of,
 )
 from deepcompile.passes.partition.program import program_of
+from deepcompile.passes.partition.regions import improve
 from deepcompile.passes.partition.relaxation import Prices, relax
+from deepcompile.passes.partition.simplify import simplify
 from deepcompile.passes.partition.solve import solve
 from deepcompile.passes.partition.transport import transports_of
 from tests.passes.partition.transformer_problems import transformer
@@ -225,6 +228,32 @@ def test_prices_for_bytes_make_a_choice_that_fits() -> None:
     assert all(part.max() > 1 - 1e-6 for part in priced.parts)
     assert is_possible(problem, options)
     assert seconds_of(problem, options) <= 1.01 * relaxed.seconds
+
+
+@pytest.mark.parametrize("memory", [0.13, 0.3])
+def test_regions_mend_what_single_changes_cannot(memory: float) -> None:
+    problem = transformer(1, memory=memory)
+    colours = colours_of(problem, 4)
+    transports = transports_of(problem, colours)
+    bound = relax(transports, program_of(problem, colours, transports)).seconds
+    search = Search(colours.quotient, cheapest(colours.quotient))
+    assert fit(search)
+    first = seconds_of(colours.quotient, search.options)
+    assert first > 1.05 * bound
+    found = Incumbent(problem, simplify(problem))
+    improve(problem, colours, search.options, found, bound, 0.01)
+    assert found.options is not None
+    assert is_possible(problem, found.options)
+    assert found.seconds == pytest.approx(seconds_of(problem, found.options))
+    assert found.seconds < 0.99 * first
+
+
+def test_regions_need_a_choice_that_fits() -> None:
+    problem = transformer(1, memory=0.13)
+    colours = colours_of(problem, 4)
+    found = Incumbent(problem, simplify(problem))
+    improve(problem, colours, cheapest(colours.quotient), found, 0.0, 0.01)
+    assert found.options is None
 
 
 @seed(0)
