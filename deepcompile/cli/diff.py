@@ -377,6 +377,7 @@ def _diff_document(diff: GraphDiff, wanted: Wanted) -> dict[str, Any]:
         "counts": {kind: diff.count(kind) for kind in kinds},  # type: ignore[arg-type]
         "declarations": list(diff.declarations),
         **({} if wanted.stat else {"nodes": nodes}),
+        "kernels": {name: list(lines) for name, lines in diff.kernels.items()},
         "bodies": {name: _diff_document(body, wanted) for name, body in diff.bodies.items()},
     }
 

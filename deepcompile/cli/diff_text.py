@@ -39,6 +39,8 @@ def page(diff: GraphDiff, limit: int | None) -> Iterator[str]:
     counts = [f"{diff.count(kind)} {kind}" for kind in _KINDS if diff.count(kind)]
     yield f"nodes: {', '.join(counts) or 'the same'}"
     yield from diff.declarations
+    if diff.kernels:
+        yield f"kernels whose code changed: {', '.join(diff.kernels)}"
     for name, body in diff.bodies.items():
         yield from (f"graph @{name}: {line}" for line in page(body, limit))
 
@@ -57,6 +59,7 @@ def unified(diff: GraphDiff, context: int, order: bool) -> Iterator[str]:
                 yield f"- {row.before}"
             if row.after:
                 yield f"+ {row.after}"
+    yield from _kernels(diff)
     for name, body in diff.bodies.items():
         yield f"@@ graph @{name} @@"
         yield from unified(body, context, order)
@@ -76,9 +79,16 @@ def side_by_side(diff: GraphDiff, context: int, order: bool, width: int | None) 
             one = left[at] if at < len(left) else ""
             two = right[at] if at < len(right) else ""
             yield f"{row.mark} {one.ljust(column)} | {two}".rstrip()
+    yield from _kernels(diff)
     for name, body in diff.bodies.items():
         yield f"@@ graph @{name} @@"
         yield from side_by_side(body, context, order, width)
+
+
+def _kernels(diff: GraphDiff) -> Iterator[str]:
+    for name, lines in diff.kernels.items():
+        yield f"@@ kernel @{name} @@"
+        yield from lines
 
 
 def _folded(text: str, column: int, width: int | None) -> list[str]:

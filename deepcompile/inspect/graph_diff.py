@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from deepcompile.inspect.match import match_nodes
 
 Kind = Literal["same", "renamed", "changed", "moved", "added", "removed"]
 _INPUT = re.compile(r"%([\w.]+)")
+_IS = re.compile(r"kernel @[\w.]+ is @([\w.]+)")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class GraphDiff:
         ops: ops that the second has more (positive) or fewer (negative) of.
         declarations: lines of symbols and constants that only one has, with `-` or `+`.
         bodies: differences of graphs inside, by name.
+        kernels: by name, how the body of a kernel differs, as lines with `-` and `+`.
     """
 
     pairs: tuple[Pair, ...]
     ops: Mapping[str, int]
     declarations: tuple[str, ...] = ()
     bodies: Mapping[str, GraphDiff] = field(default_factory=dict)
+    kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def count(self, kind: Kind) -> int:
         """How many nodes of a kind, without bodies."""
@@ -53,7 +57,7 @@ class GraphDiff:
         ignored = {"same"} | (set() if names else {"renamed"}) | (set() if order else {"moved"})
         return (
             any(pair.kind not in ignored for pair in self.pairs)
-            or bool(self.declarations)
+            or bool(self.declarations or self.kernels)
             or any(body.differs(names=names, order=order) for body in self.bodies.values())
         )
 
@@ -72,7 +76,37 @@ def diff_graphs(before: IRGraph, after: IRGraph) -> GraphDiff:
             + [f"+ {line}" for line in after.declarations if line not in old]
         ),
         _bodies(before, after),
+        dict(_kernels(before, after, found)),
     )
+
+
+def _kernels(
+    before: IRGraph, after: IRGraph, found: Mapping[int, int]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Kernels that two matched nodes call and whose texts differ beyond their names."""
+    if not (before.kernels and after.kernels):
+        return
+    for left, right in found.items():
+        old, new = before.nodes[left], after.nodes[right]
+        if old.op == new.op == "kernel":
+            texts = [_kernel_lines(g, n.target) for g, n in ((before, old), (after, new))]
+            if all(texts) and texts[0] != texts[1]:
+                lines = difflib.unified_diff(*texts, lineterm="", n=2)
+                yield new.target, tuple(list(lines)[2:])
+
+
+def _kernel_lines(graph: IRGraph, name: str) -> list[str]:
+    """What is known of a kernel, without its own name; that of another when it is the same."""
+    lines = graph.kernels.get(name, ())
+    if lines and (same := _IS.fullmatch(lines[0])) is not None:
+        other = graph.kernels.get(same[1], ())
+        return _kernel_lines_of(other, same[1], 1) + _kernel_lines_of(lines[1:], name, 0)
+    return _kernel_lines_of(lines, name, 0)
+
+
+def _kernel_lines_of(lines: Sequence[str], name: str, drop: int) -> list[str]:
+    kept = lines[: len(lines) - drop]
+    return [line.replace(f"@{name}", "@kernel", 1).strip() for line in kept]
 
 
 def _bodies(before: IRGraph, after: IRGraph) -> dict[str, GraphDiff]:
@@ -128,16 +162,12 @@ def _kind(before: IRNode, after: IRNode, names: Mapping[str, str]) -> Kind:
     if not same:
         renamed = _INPUT.sub(lambda m: f"%{names.get(m[1], m[1])}", before.arguments)
         same = renamed == after.arguments
-    own_name = before.name == after.name
-    if (
-        same
-        and before.type == after.type
-        and (before.op, before.target) == (after.op, after.target)
-    ):
-        return "same" if own_name else "renamed"
-    if same and before.type == after.type and before.op == after.op == "kernel":
-        return "renamed"
-    return "changed"
+    same = same and before.type == after.type and before.attributes == after.attributes
+    if not same or before.op != after.op:
+        return "changed"
+    if before.target != after.target:
+        return "renamed" if before.op == "kernel" else "changed"
+    return "same" if before.name == after.name else "renamed"
 
 
 def _longest_rising(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
