@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 
 _INPUT = re.compile(r"%[\w.]+")
+_MAX_TWINS = 64
+"""Of so many nodes that are computed alike the best is looked for; of more the first are."""
 _LEAVES = frozenset({"placeholder", "get_attr"})
 
 
@@ -28,8 +30,8 @@ def match_nodes(before: IRGraph, after: IRGraph) -> dict[int, int]:
     matcher = _Matcher(before, after)
     matcher.leaves()
     matcher.unchanged()
-    matcher.equal(matcher.from_inputs)
-    matcher.equal(matcher.from_outputs)
+    matcher.computed_alike()
+    matcher.become_alike()
     matcher.spread()
     matcher.alike()
     matcher.spread()
@@ -149,9 +151,35 @@ class _Matcher:
 
     # -- hashes of all that is before, or after, a node --------------------------------------------
 
-    def equal(self, hashes: Callable[[_Side], Sequence[int]]) -> None:
-        """Match free nodes whose hashes are equal, the same name first."""
-        left, right = hashes(self.left), hashes(self.right)
+    def computed_alike(self) -> None:
+        """Match free nodes that are computed alike, of matched inputs.
+
+        Of several twins the one of which the same becomes is taken, then the one of the same name.
+        """
+        left, right = self.left, self.right
+        ups, downs = self.from_inputs(left), self.from_outputs(left)
+        waiting: dict[Hashable, list[int]] = defaultdict(list)
+        for at in left.free():
+            waiting[(ups[at], tuple(left.inputs[at]))].append(at)
+        if not waiting:
+            return
+        right_ups, right_downs = self.from_inputs(right), self.from_outputs(right)
+        for at in right.free():
+            inputs = tuple([self.back.get(i, -1) for i in right.inputs[at]])
+            twins = waiting.get((right_ups[at], inputs))
+            if not twins:
+                continue
+            down, name = right_downs[at], right.nodes[at].name
+            best = twins[0]
+            if len(twins) > 1:
+                some = twins[:_MAX_TWINS]
+                best = max(some, key=lambda i: (downs[i] == down, left.nodes[i].name == name))
+            twins.remove(best)
+            self.pair(best, at)
+
+    def become_alike(self) -> None:
+        """Match free nodes of which the same becomes, the same name first."""
+        left, right = self.from_outputs(self.left), self.from_outputs(self.right)
         self.in_order(lambda side, at: (left if side is self.left else right)[at])
 
     def from_inputs(self, side: _Side) -> list[int]:
