@@ -109,7 +109,7 @@ def show(
 @click.option(
     "--data-axes", default="dp", show_default=True, help="Axes with a batch each, by commas."
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize(plan=FILE).")
+@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize to read.")
 @click.option("--svg", metavar="FILE", help="Draw it.")
 @click.option("--all", "each", is_flag=True, help="Each parameter, not one line for equal layers.")
 @json_option

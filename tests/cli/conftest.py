@@ -34,8 +34,8 @@ def record_run(root: Path, name: str = "demo", source: str = "void k0() { add(1.
         root, name=name, pipeline="graph(canonicalise,fuse-rows)", versions={"torch": "2.13.0"}
     )
     modules = {"modules": {"": "view", "layers.0": "sin", "layers.0.act": "cos"}}
-    changed = {"status": "changed", "ms": 2.5,
-               "op_delta": {"aten.cos.default": -1, "aten.sin.default": -1, "getitem": 1, "kernel": 1}}  # fmt: skip
+    delta = {"aten.cos.default": -1, "aten.sin.default": -1, "getitem": 1, "kernel": 1}
+    changed = {"status": "changed", "ms": 2.5, "op_delta": delta}
     for graph in ("g0_forward", "g1_inference"):
         kind = graph.partition("_")[2]
         run.graph_state(graph, 0, "input", INPUT, {"status": "input", "kind": kind, **modules})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -26,14 +27,16 @@ def kinds(diff: GraphDiff) -> Counter[str]:
     return Counter(pair.kind for pair in diff.pairs if pair.kind != "same")
 
 
-def chain(length: int, at: int | None = None, new: str = "", constants: dict[int, str] = {}) -> str:  # noqa: B006
-    """add_0, add_1, ... of one op; `new` comes in before the node `at`, which renumbers the rest."""
+def chain(
+    length: int, at: int | None = None, new: str = "", constants: Mapping[int, str] | None = None
+) -> str:
+    """add_0, add_1, ... of one op; `new` comes in before node `at` and renumbers the rest."""
     lines, before = ["%x : f32[4] = placeholder"], "x"
     for number in range(length):
         for arguments in [new.format(before)] * (number == at):
             lines.append(f"%add_{len(lines) - 1} : f32[4] = {arguments}")
             before = f"add_{len(lines) - 2}"
-        constant = constants.get(number, "1.0")
+        constant = (constants or {}).get(number, "1.0")
         lines.append(f"%add_{len(lines) - 1} : f32[4] = aten.add.Tensor(%{before}, {constant})")
         before = f"add_{len(lines) - 2}"
     return text_of(lines, f"return (%{before},)")
