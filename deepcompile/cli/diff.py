@@ -21,6 +21,7 @@ from deepcompile.cli.run_argument import (
     run_names,
     unknown_run,
 )
+from deepcompile.cli.terminal import without_collector
 from deepcompile.cli.text import columns, say, say_diff
 from deepcompile.errors import DeepCompileError, RunDirError
 from deepcompile.inspect.graph_diff import GraphDiff
@@ -85,6 +86,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, text: str) -> list
 )  # fmt: skip
 @click.option("--kernels", is_flag=True, help="Of two runs: sources of kernels that correspond.")
 @json_option
+@without_collector()
 def diff(
     first: str | None,
     second: str | None,

@@ -82,7 +82,9 @@ def show(
     for text in notes[:20]:
         note(f"note: {text}")
     if other is not None:
-        return _differences(records, _chosen(read_shardings(other), graph), each, as_json)
+        return _differences(
+            records, _chosen(read_shardings(runs_root(other)), graph), each, as_json
+        )
     if svg is not None:
         _draw(records[0], svg)
     elif why is not None:

@@ -72,6 +72,10 @@ READING = [
     ["runs", "list"],
     ["runs", "show"],
     ["runs", "pack", "--json"],
+    ["memory", "show"],
+    ["memory", "diff", "latest", "latest"],
+    ["sharding", "show", "--all"],
+    ["sharding", "show", "--why", "*"],
     ["passes", "list"],
     ["cache", "path"],
     ["options"],
@@ -119,6 +123,27 @@ RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 ODD = "größe_→_模块\x1b[31m\udce4"
 
 
+MEMORY = {
+    "graph": ODD,
+    "facts": {"budget": 8, "peak": 7, "unplanned_peak": 9, "parameters": 1, "optimizer": 2,
+              "recompute_seconds": 0.5, "sizes": {ODD: 3}, "unsolved": [ODD]},
+    "tensors": [{"tensor": ODD, "nbytes": 4, "decision": ODD, "origin": ODD, "why": ODD}],
+    "timeline": {ODD: {"live": [1, 2], "peak_step": 1,
+                       "owners": [{"nbytes": 1, "role": ODD, "tensor": ODD}]}},
+}  # fmt: skip
+SHARDING = {
+    "graph": ODD,
+    "kind": ODD,
+    "plan": {
+        "mesh": "tp=2",
+        "device": ODD,
+        "parameters": {ODD.replace(".", ""): "R"},
+        "facts": {ODD.replace(".", ""): {"shape": [2], "options": ["R", ODD], "dropped": [ODD]}},
+        "moves": [{"phase": ODD, "kind": ODD, "axis": ODD, "bytes": 1, "seconds": 1.0}],
+    },
+}
+
+
 @pytest.fixture
 def odd(root: Path) -> Path:
     """Names that no terminal without UTF-8 can show."""
@@ -128,6 +153,9 @@ def odd(root: Path) -> Path:
         new = json.dumps(ODD)[1:-1] if file.suffix == ".json" else ODD
         text = text.replace("model.py", new).replace("void", new)
         file.write_text(text, errors="replace")
+    for folder, document in (("memory", {"plans": [MEMORY]}), ("sharding", SHARDING)):
+        (path / folder).mkdir()
+        (path / folder / f"{ODD[:5]}.json").write_text(json.dumps(document))
     return path
 
 
