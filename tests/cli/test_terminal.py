@@ -104,7 +104,10 @@ def start(
     )
 
 
-@pytest.mark.parametrize("arguments", [["show", "g0_forward"], ["diff"], ["kernels", "list"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["show", "g0_forward"], ["diff"], ["kernels", "list"], ["passes", "pipeline"], ["version"]],
+)
 @pytest.mark.usefixtures("root")
 def test_reading_starts_quickly(arguments: list[str]) -> None:
     """User time of the whole process; other work on the machine costs retries, not failures."""
