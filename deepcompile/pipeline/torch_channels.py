@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepcompile.pipeline import torch_logs, torch_trace
 from deepcompile.pipeline.manager import Instrument
+from deepcompile.pipeline.protocol import GraphKind
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -25,7 +26,7 @@ def torch_instruments(print_graph: Callable[[GraphModule], str]) -> tuple[Instru
     return tuple(found)
 
 
-def _printed(print_graph: Callable[[GraphModule], str], graph: GraphModule) -> str:
+def _printed(print_graph: Callable[[GraphModule], str], graph: GraphModule, kind: GraphKind) -> str:
     try:
         return print_graph(graph)
     except Exception as error:  # a graph we cannot print must not stop the compile

@@ -68,7 +68,7 @@ def log_kernels(graph: str, sources: Iterable[tuple[str, Iterable[str], str]]) -
 class PassLog:
     """Instrument: a line for each pass that changed a graph, and its text where that is wanted."""
 
-    def __init__(self, print_graph: Callable[[GraphModule], str]) -> None:
+    def __init__(self, print_graph: Callable[[GraphModule, GraphKind], str]) -> None:
         self._print_graph = print_graph
 
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
@@ -89,4 +89,5 @@ class PassLog:
         ms = application.seconds * 1e3
         PASSES.info("%s changed in %.1f ms, ops +%d -%d", where, ms, more, fewer)
         if PASSES.isEnabledFor(logging.DEBUG):
-            PASSES.debug("%s\n%s", where, self._print_graph(application.after))
+            text = self._print_graph(application.after, application.kind)
+            PASSES.debug("%s\n%s", where, text)

@@ -67,12 +67,12 @@ def _plain(value: Any) -> Any:
 class PassTrace:
     """Instrument: the state before the first pass, and each state that a pass changed."""
 
-    def __init__(self, print_graph: Callable[[GraphModule], str]) -> None:
+    def __init__(self, print_graph: Callable[[GraphModule, GraphKind], str]) -> None:
         self._print_graph = print_graph
 
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """State 000, and the graph as code."""
-        artifact(f"deepep_000_input_{graph_name}", lambda: self._print_graph(graph))
+        artifact(f"deepep_000_input_{graph_name}", lambda: self._print_graph(graph, kind))
         trace_structured(
             "graph_dump",
             metadata_fn=lambda: {"name": f"deepep_{graph_name}"},
@@ -83,5 +83,7 @@ class PassTrace:
         """The state after a pass that changed the graph."""
         if application.status == "changed":
             name = f"deepep_{application.index:03d}_{application.pass_.name}"
-            after = application.after
-            artifact(f"{name}_{application.graph_name}", lambda: self._print_graph(after))
+            artifact(
+                f"{name}_{application.graph_name}",
+                lambda: self._print_graph(application.after, application.kind),
+            )
