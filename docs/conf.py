@@ -21,6 +21,7 @@ exclude_patterns = ["_build", "images"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nitpicky = True
+smartquotes = False  # quotes in sentences are often those of code
 pygments_style = "default"
 
 html_theme = "furo"

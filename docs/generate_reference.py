@@ -76,32 +76,22 @@ def commands() -> str:
 
 def options() -> str:
     """Every option of a compile, with variable and default; and what modes set."""
-    rows = [
-        (
-            f"`{row.name}`",
-            f"`{row.kind}`",
-            "" if row.default in (None, ()) else f"`{row.default}`",
-            f"`{row.env}`",
-            prose(row.doc),
-        )
-        for row in option_table()
-    ]
     modes = [
         (f"`{name}`", ", ".join(f"`{key}={value}`" for key, value in preset.items()) or "nothing")
         for name, preset in MODES.items()
     ]
-    return "\n".join(
-        [
-            "# Options\n",
-            '`torch.compile(model, backend="deepep", options={...})`. The environment variable of',
-            "an option holds for all compiles of a process; `options` in code wins over it, and it",
-            "wins over what `mode=` sets. A wrong name or value is an `OptionError`.\n",
-            *table(("option", "takes", "default", "variable", "meaning"), rows),
-            "\n## Modes\n",
-            *table(("mode", "sets"), modes),
-            "",
-        ]
-    )
+    parts = [
+        "# Options\n",
+        '`torch.compile(model, backend="deepep", options={...})`. The environment variable of an',
+        "option holds for all compiles of a process; `options` in code wins over it, and it wins",
+        "over what `mode=` sets. A wrong name or value is an `OptionError`.",
+    ]
+    for row in option_table():
+        default = "" if row.default in (None, ()) else f", by default `{row.default}`"
+        parts += [f"\n## {row.name}\n", prose(row.doc), ""]
+        parts.append(f"Takes `{row.kind}`{default}. Variable: `{row.env}`.")
+    parts += ["\n## Modes\n", *table(("mode", "sets"), modes), ""]
+    return "\n".join(parts)
 
 
 def passes() -> str:
@@ -185,14 +175,15 @@ def _help(text: str) -> Iterator[str]:
         if paragraph.startswith("\b\n"):
             yield from fenced(inspect.cleandoc(paragraph.removeprefix("\b\n")))
         elif head in ("Example", "Examples") and colon and example.strip():
-            yield from [f"{head}:", "", *fenced(inspect.cleandoc(example).strip(), "console")]
+            yield from [f"{head}:", "", *fenced(inspect.cleandoc(example).strip(), "sh")]
         else:
             yield from _docstring(paragraph)
         yield ""
 
 
 def _parameters(command: click.Command, context: click.Context) -> list[str]:
-    records = [p.get_help_record(context) for p in command.get_params(context)]
+    shown = [p for p in command.get_params(context) if command is cli or p.name != "help"]
+    records = [p.get_help_record(context) for p in shown]
     rows = [(f"`{names}`", prose(meaning)) for names, meaning in filter(None, records)]
     return table(("option", "meaning"), rows)
 
