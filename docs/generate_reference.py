@@ -19,6 +19,7 @@ from deepcompile import errors
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.main import cli
 from deepcompile.options import MODES, option_table
+from deepcompile.passes import PASSES
 from deepcompile.pipeline import rundir
 from deepcompile.pipeline.registry import PassInfo, default_pipeline_text, default_registry
 
@@ -99,9 +100,8 @@ def passes() -> str:
     parts = ["# Passes\n", "The pipeline of a compile that names none:\n"]
     parts += [*fenced(default_pipeline_text()), ""]
     parts.append("Passes of installed packages join these; see [](../pass-authors.md).")
-    own = [i for i in default_registry().all() if i.target.startswith("deepcompile.")]
-    for info in own:
-        parts += _pass(info)
+    for name in PASSES:
+        parts += _pass(default_registry().get(name))
     return "\n".join(parts) + "\n"
 
 
