@@ -6,7 +6,6 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +50,9 @@ from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
-from .recording import CompiledGraph, Kind, externs_of, recordings, write_kernels
+from .pipeline.torch_channels import tell_event, tell_kernels, torch_instruments
+from .pipeline.torch_logs import set_levels
+from .recording import CompiledGraph, KernelSources, Kind, externs_of, recordings, write_kernels
 from .recording import Recording as Recording
 from .recording import recording as recording
 from .runtime.build import BuildFailed, build, warn_no_compiler
@@ -67,6 +68,7 @@ from .runtime.device import (
     gpu_of,
     uses_triton,
 )
+from .runtime.profiled import named_in_profiles
 from .runtime.program import Program
 from .runtime.replay import ReplayingRunner
 from .runtime.triton_program import TritonRunner
@@ -76,7 +78,6 @@ _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
     *exceptions_meant_for_dynamo,
 )
 
-log = logging.getLogger("deepcompile")
 _NUMBERS = itertools.count()
 
 
@@ -129,7 +130,7 @@ class _Compiler:
         self.options = options
         self.ledger = ledger or Ledger()
         self.share = share
-        log.setLevel(options.log_level.upper())
+        set_levels(options)
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
@@ -159,6 +160,7 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
+        began, start = time.time(), time.perf_counter()
         compiled = compile_through_aot(
             gm,
             example_inputs,
@@ -168,6 +170,8 @@ class _Compiler:
             options=self.options,
             note=self.note,
         )
+        seconds = time.perf_counter() - start
+        self.note("captured", number=self.number, began=began, seconds=seconds)
         if self.planned is None or self.share is not None:
             return compiled
         again = partial(self._compiled_again, gm, list(example_inputs))
@@ -231,8 +235,7 @@ class _Compiler:
 
     def note(self, event: str, /, **fields: Any) -> None:
         """Record an event in the run directory and for `explain`."""
-        level = logging.INFO if event == "fallback" else logging.DEBUG
-        log.log(level, "%s %s", event, fields)
+        tell_event(event, fields)
         for record in self.recordings:
             record.events.append((event, fields))
         if self.run_dir is not None:
@@ -258,6 +261,7 @@ class _Compiler:
         instruments = standard_instruments(
             self.options.verify, self.run_dir, print_graph, sink=self.note
         )
+        instruments += torch_instruments(print_graph)
         reports = self.report if self.recordings or self.run_dir is not None else None
         manager = PassManager(phase, instruments, self.options, sink=self.note, reports=reports)
         try:
@@ -309,7 +313,7 @@ class _Compiler:
         with collector_paused():
             gm, done = self._lowered(gm, compiled)
             run = with_opaque(self._compile_graph(gm, compiled, kind, done))
-        return self._agreed(run, gm, compiled.name)
+        return self._agreed(named_in_profiles(run, compiled.name), gm, compiled.name)
 
     def _lowered(self, gm: GraphModule, compiled: CompiledGraph) -> tuple[GraphModule, int]:
         """The graph that ranks of a mesh agree on, and how many passes made it.
@@ -470,6 +474,7 @@ class _Compiler:
         for target, count in Counter(name for name, _ in compiled.externs).items():
             origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
+        tell_kernels(compiled.name, KernelSources(compiled, sources))
         if self.run_dir is not None:
             write_kernels(self.run_dir, compiled, file, sources)
 

@@ -96,6 +96,25 @@ def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | N
     return found
 
 
+@dataclass(frozen=True)
+class KernelSources:
+    """The kernels that a graph calls: name, the user's lines, source; made when read.
+
+    Args:
+        sources: of the functions of the program, by their numbers.
+    """
+
+    compiled: CompiledGraph
+    sources: Sequence[str]
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        assert self.compiled.spec is not None
+        for step in self.compiled.spec.steps:
+            if isinstance(step, (KernelStep, TableStep)):
+                op = step.op
+                yield op.nest.name, tuple(op.origin.lines), self.sources[step.function]
+
+
 def write_kernels(
     run_dir: RunDir, compiled: CompiledGraph, file: str, sources: Sequence[str]
 ) -> None:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "runs": ("deepcompile.cli.runs:runs", "Read recorded runs."),
     "memory": ("deepcompile.cli.memory:memory", "Read memory plans and compare them."),
     "sharding": ("deepcompile.cli.sharding:sharding", "Read placements on a mesh, or plan them."),
+    "trace": ("deepcompile.cli.trace:trace", "Write compile time for Perfetto."),
     "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
     "completion": ("deepcompile.cli.completion:completion", "Complete words in your shell."),

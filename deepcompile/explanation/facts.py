@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepcompile.explanation.notebook import as_html
 from deepcompile.inspect.sharding import CollectiveRow, ParameterRow
 
 SCHEMA = 1
@@ -241,6 +242,14 @@ class Explanation:
     def details(self) -> str:
         """All kernels and reasons, graph by graph."""
         return "\n".join([*self._lines(limit=None), *self._graph_lines()])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: everything of the page, in parts that fold."""
+        return as_html(self._summary(), self._sections())
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """The same beside the page as text, which a notebook shows where it shows no HTML."""
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
     # -- text -----------------------------------------------------------------------------------
 

@@ -113,6 +113,7 @@ def describe(application: Application) -> dict[str, Any]:
         "status": application.status,
         "changed": application.status == "changed",
         "number": application.number,
+        "began": application.began,
         "ms": round(application.seconds * 1e3, 3),
         "stats": dict(application.stats),
         "rewrites": dict(application.rewrites),
