@@ -14,10 +14,14 @@ from .budget.report import BudgetReport
 from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
 from .codegen.steps import ExternStep, KernelStep, TableStep
+from .codegen.triton_kernel import TritonKernel
+from .codegen.triton_table import TritonTable
+from .cost.rates import Rates
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .pipeline.rundir import RunDir
+from .program_facts import kernel_facts, launch_facts, program_facts, sizes_of
 from .runtime.program import Program
 
 Kind = Literal["inference", "forward", "backward"]
@@ -96,27 +100,50 @@ def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | N
     return found
 
 
-def write_kernels(
-    run_dir: RunDir, compiled: CompiledGraph, file: str, sources: Sequence[str]
+def write_program(
+    run_dir: RunDir,
+    compiled: CompiledGraph,
+    graph: GraphModule,
+    file: str,
+    codes: Sequence[CppProgram | TritonKernel | TritonTable | str],
+    rates: Rates,
 ) -> None:
-    """Write the kernels that a graph calls into a run directory.
+    """Write the kernels that a graph calls, and what its program costs, into a run directory.
 
     Args:
+        graph: that the program was made of.
         file: the name of a kernel's source there.
-        sources: of the functions of the program, by their numbers.
+        codes: of the functions of the program, by their numbers.
+        rates: of the device.
     """
-    assert compiled.spec is not None
-    for step in compiled.spec.steps:
+    spec = compiled.spec
+    assert spec is not None
+    sizes = sizes_of(graph, spec)
+    kept: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    for number, step in enumerate(spec.steps):
         if not isinstance(step, (KernelStep, TableStep)):
             continue
-        op = step.op
-        run_dir.kernel(
+        op, code = step.op, codes[step.function]
+        facts = kernel_facts(step, sizes, rates)
+        name = run_dir.kernel(
             f"{compiled.name}.{op.nest.name}",
-            {file: sources[step.function], "nest.txt": print_kernel(op.nest)},
+            {file: _source(code, step.function), "nest.txt": print_kernel(op.nest)},
             {
                 "graph": compiled.name,
+                "step": number,
                 "ops": list(op.origin.ops),
                 "origins": list(op.origin.lines),
                 "function": f"k{step.function}",
+                **facts,
+                "launch": launch_facts(step, spec, sizes, code),
             },
         )
+        kept[number] = name, facts
+    facts = program_facts(graph, spec, sizes, rates, kept)
+    run_dir.program(compiled.name, {"graph": compiled.name, "kind": compiled.kind, **facts})
+
+
+def _source(code: CppProgram | TritonKernel | TritonTable | str, function: int) -> str:
+    if isinstance(code, CppProgram):
+        return code.kernels[function]
+    return code if isinstance(code, str) else code.source

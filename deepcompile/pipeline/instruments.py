@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from deepcompile.pipeline.rundir import RunDir
+
+_ROOT = re.compile(r"^[LG](\[['\"]?\w+['\"]?\]|\.\w+)")
+_ITEM = re.compile(r"\[['\"]?([^\]'\"]*)['\"]?\]")
 
 
 def op_counts(graph: GraphModule) -> Counter[str]:
@@ -84,7 +89,12 @@ class Dumper:
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """Keep state 000, once per graph."""
         if not self._run_dir.has_graph(graph_name):
-            meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
+            meta = {
+                "kind": kind,
+                "status": "input",
+                "ops": dict(op_counts(graph)),
+                "modules": modules_of(graph),
+            }
             self._run_dir.graph_state(graph_name, 0, "input", self._text(graph, graph_name), meta)
 
     def after_pass(self, application: Application) -> None:
@@ -103,6 +113,28 @@ class Dumper:
             reason = f"{type(error).__name__}: {error}"
             self._run_dir.event("print-failed", graph=graph_name, error=reason)
             return f"# cannot be printed: {reason}\n# torch's own text:\n{graph.graph}\n"
+
+
+def modules_of(graph: GraphModule) -> dict[str, str]:
+    """Names of the nodes that each module of the user's model made, with spaces between them.
+
+    A node of backward counts for the module whose gradient it is part of. Modules have their paths
+    in the model, "" for the model itself; nodes of no module are left out.
+    """
+    found: dict[str, list[str]] = {}
+    for node in graph.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+        if stack:
+            path, _ = next(reversed(stack.values()))
+            found.setdefault(_module_path(str(path)), []).append(node.name)
+    return {path: " ".join(names) for path, names in found.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _module_path(text: str) -> str:
+    """`L['self'].layers.0` as Dynamo has it, as `layers.0`."""
+    rest = _ROOT.sub("", text.replace("._modules[", "["))
+    return _ITEM.sub(r".\1", rest).lstrip(".")
 
 
 def describe(application: Application) -> dict[str, Any]:
