@@ -187,7 +187,7 @@ def _extern_facts(
     if not written and step.out is not None:
         written = [spec.slots[step.out].layout]
     dtype = next((_DTYPES.get(layout.dtype, "f32") for layout in (*written, *read)), "f32")
-    moved = [sum(_bytes(layout, sizes) for layout in each) for each in (read, written)]
+    both = [sum(_bytes(layout, sizes) for layout in each) for each in (read, written)]
     fact = {
         "kind": "extern",
         "name": step.name,
@@ -195,7 +195,7 @@ def _extern_facts(
         "origin": None if node is None else origin_of(node),
     }
     flops = 0 if node is None else flops_of(node)
-    return fact | _cost(moved[0], moved[1], flops, dtype, rates)
+    return fact | _cost(both[0], both[1], flops, dtype, rates)
 
 
 def _cost(read: int, written: int, operations: float, dtype: str, rates: Rates) -> dict[str, Any]:
