@@ -34,6 +34,7 @@ _COMMANDS = {
     "runs": ("deepcompile.cli.runs:runs", "Read recorded runs."),
     "memory": ("deepcompile.cli.memory:memory", "Read memory plans and compare them."),
     "sharding": ("deepcompile.cli.sharding:sharding", "Read placements on a mesh, or plan them."),
+    "report": ("deepcompile.cli.report:report", "Write a run as one HTML file."),
     "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
     "version": ("deepcompile.cli.main:version", "Print the version."),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from deepcompile.errors import RunDirError
+from deepcompile.inspect.safe_files import read_json
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,14 @@ def read_programs(run: Path) -> tuple[list[ProgramRecord], list[str]]:
     folder = run / "programs"
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
-            found.append(_record(file))
-        except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"{file.relative_to(run)} cannot be read: {error}")
+            found.append(_record(run, file))
+        except RunDirError as error:
+            problems.append(str(error))
     return found, problems
 
 
-def _record(file: Path) -> ProgramRecord:
-    data = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    if not isinstance(data, dict):
-        raise ValueError("it holds no JSON object")
+def _record(run: Path, file: Path) -> ProgramRecord:
+    data = read_json(run, file)
     return ProgramRecord(
         str(data.get("graph", file.stem)),
         str(data.get("kind", "")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from deepcompile.errors import RunDirError
 from deepcompile.inspect.program import ProgramRecord
 from deepcompile.inspect.reader import KernelRecord, Run
 from deepcompile.inspect.report.states import GraphPages
@@ -89,12 +90,12 @@ def with_sources(rows: Iterable[Row], run: Run) -> tuple[list[list[dict[str, str
             continue
         try:
             files = {
-                clean(file, 200): (kernel.path / file).read_text("utf-8", errors="replace")
+                clean(file, 200): kernel.read(file)
                 for file in kernel.files
                 if file.endswith((".cpp", ".py", ".txt"))
             }
-        except OSError as error:
-            problems.append(f"kernel {kernel.name}: {error}")
+        except RunDirError as error:
+            problems.append(str(error))
             continue
         length = sum(map(len, files.values()))
         if total + length > MOST_SOURCE:

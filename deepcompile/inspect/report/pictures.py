@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deepcompile.inspect.collapse import Block, blocks, namespace
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 from deepcompile.inspect.report.layout import HEIGHT, WIDTH, place
 from deepcompile.inspect.report.text import clean
@@ -50,32 +51,31 @@ class Picture:
     box_height: int = HEIGHT
 
 
-def blocks(graph: IRGraph, modules: Mapping[str, str]) -> Picture | None:
+def overview(graph: IRGraph, modules: Mapping[str, str]) -> Picture | None:
     """The modules of a graph, as deep as `MOST_BLOCKS` allow; None for a graph without nodes.
 
-    Nodes of no known module count for the user's line they are from.
+    Args:
+        modules: by node, for nodes whose module the text does not say.
     """
-    computing = [node for node in graph.nodes if node.op not in (*_INPUTS, RETURN)]
-    if not computing:
+    kept = [node for node in graph.nodes if node.op not in (*_INPUTS, RETURN)]
+    if not kept:
         return None
-    paths = {node.name: _path(node, modules) for node in computing}
-    deepest = max(len(path) for path in paths.values())
-    by_depth = (_cut(paths, depth) for depth in range(deepest, 0, -1))
-    block_of = next((cut for cut in by_depth if len(set(cut.values())) <= MOST_BLOCKS), None)
-    if block_of is None:  # too many lines or modules even at the top: equal runs of nodes
-        each = -(-len(computing) // MOST_BLOCKS)
-        block_of = {n.name: f"part {i // each + 1}" for i, n in enumerate(computing)}
-    members: dict[str, list[IRNode]] = {}
-    for node in computing:
-        members.setdefault(block_of[node.name], []).append(node)
-    crossing: Counter[tuple[str, str]] = Counter()
-    for node in computing:
-        for source in dict.fromkeys(node.inputs):
-            if source in block_of and block_of[source] != block_of[node.name]:
-                crossing[block_of[source], block_of[node.name]] += 1
-    boxes = [_block(name, nodes) for name, nodes in members.items()]
-    counts = {edge: f"{n} value{'s' * (n > 1)}" for edge, n in crossing.items()}
-    return _draw("Modules of the graph before its passes", list(members), boxes, counts)
+    nodes = tuple(node._replace(module=node.module or modules.get(node.name, "")) for node in kept)
+    known = IRGraph("", nodes)
+    deepest = min(8, max(len(namespace(node)) for node in nodes))
+    by_depth = (blocks(known, depth) for depth in range(deepest, 0, -1))
+    found = next((cut for cut in by_depth if len(cut) <= MOST_BLOCKS), None)
+    if found is None:  # too many lines or modules even at the top: equal runs of nodes
+        each = -(-len(nodes) // MOST_BLOCKS)
+        parts = (n._replace(module=f"part{i // each + 1}") for i, n in enumerate(nodes))
+        found = blocks(IRGraph("", tuple(parts)), 1)
+    crossing = {
+        (source, block.name): f"{count} value{'s' * (count > 1)}"
+        for block in found
+        for source, count in block.inputs.items()
+    }
+    title = "Modules of the graph before its passes"
+    return _draw(title, [block.name for block in found], list(map(_block, found)), crossing)
 
 
 def neighbourhood(graph: IRGraph, centre: str, most: int) -> Picture | None:
@@ -107,25 +107,12 @@ def neighbourhood(graph: IRGraph, centre: str, most: int) -> Picture | None:
     return _draw(shown, [node.name for node in kept], boxes, edges)
 
 
-def _path(node: IRNode, modules: Mapping[str, str]) -> tuple[str, ...]:
-    known = modules.get(node.name)
-    if known is not None:
-        return ("model", *known.split(".")) if known else ("model",)
-    return (node.origin,) if node.origin else ("no user line",)
-
-
-def _cut(paths: Mapping[str, tuple[str, ...]], depth: int) -> dict[str, str]:
-    return {name: ".".join(path[:depth]) for name, path in paths.items()}
-
-
-def _block(name: str, nodes: Sequence[IRNode]) -> tuple[str, str, str, str, str]:
-    shown = clean(name.removeprefix("model.") or name, 300)
-    most = ", ".join(f"{n} {op}" for op, n in Counter(node.label for node in nodes).most_common(6))
-    detail = f"{len(nodes)} node{'s' * (len(nodes) > 1)}"
-    return (
-        _end(shown), detail, clean(f"{shown}: {detail}: {most}", 600), "block",
-        clean(nodes[0].name, 200),
-    )  # fmt: skip
+def _block(block: Block) -> tuple[str, str, str, str, str]:
+    most = ", ".join(f"{n} {op}" for op, n in list(block.ops.items())[:6])
+    name = clean(block.name, 300)
+    detail = f"{len(block.nodes)} node{'s' * (len(block.nodes) > 1)}"
+    told = clean(f"{name}: {detail}: {most}", 600)
+    return _end(name), detail, told, "block", clean(block.nodes[0], 200)
 
 
 def _node(node: IRNode, centre: bool) -> tuple[str, str, str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deepcompile.errors import RunDirError
 from deepcompile.inspect.ir_text import IRGraph, parse_ir
 from deepcompile.inspect.reader import GraphRecord, State
 from deepcompile.inspect.report.edits import Edit, edits
@@ -51,14 +52,12 @@ class GraphPages:
             self.passes.append(_pass(state, self._count - 1 if text is not None else -1))
         self.input: IRGraph = parse_ir(texts[0] if texts else "")
         self.output: IRGraph = parse_ir(texts[-1]) if len(texts) > 1 else self.input
-        if not self.modules:
-            self.modules = {n.name: n.module for n in self.input.nodes if n.module}
 
     def _text(self, state: State) -> str | None:
         try:
-            return None if state.path is None else state.path.read_text("utf-8", errors="replace")
-        except OSError as error:
-            self.problems.append(f"graph {self.name}, state {state.name}: {error}")
+            return state.text
+        except RunDirError as error:
+            self.problems.append(str(error))
             return None
 
     @property

@@ -7,29 +7,18 @@ import json
 import zlib
 from typing import Any
 
+from deepcompile.inspect.safe_files import visible
+
 LONGEST = 4000
 """Characters of a line or a field; what is behind them is counted only."""
 
 
-def _visible() -> dict[int, str]:
-    # Control characters as their pictures; what turns or hides text, and what is no character, as
-    # its number.
-    table = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
-    table[0x7F] = "\u2421"
-    numbered = [*range(0x80, 0xA0), *range(0x200B, 0x2010), *range(0x2028, 0x202F)]
-    numbered += [*range(0x2060, 0x2070), 0xFEFF, 0xFFFE, 0xFFFF, *range(0xD800, 0xE000)]
-    return table | {code: f"<U+{code:04X}>" for code in numbered}
-
-
-_VISIBLE = _visible()
-
-
 def clean(text: object, longest: int = LONGEST) -> str:
-    """`text` with every character visible, on one line or several, at most `longest` characters."""
+    """`text` with every character visible, at most `longest` characters."""
     shown = str(text)
     if len(shown) > longest:
         shown = f"{shown[:longest]}… ({len(shown) - longest} more characters)"
-    return shown if shown.isascii() and shown.isprintable() else shown.translate(_VISIBLE)
+    return visible(shown)
 
 
 def clean_all(value: Any) -> Any:
