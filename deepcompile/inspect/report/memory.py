@@ -86,7 +86,10 @@ def decisions(plans: Iterable[PlanRecord]) -> list[Decisions]:
         ]
         rows = sorted(plan.tensors, key=lambda row: -number(row.get("nbytes")))
         shown += [
-            (decision, size(sum(number(r.get("nbytes")) for r in rows if r.get("decision") == decision)))
+            (
+                decision,
+                size(sum(number(r.get("nbytes")) for r in rows if r.get("decision") == decision)),
+            )
             for decision in dict.fromkeys(str(row.get("decision")) for row in rows)
         ]
         found.append(

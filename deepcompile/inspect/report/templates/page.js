@@ -4,6 +4,7 @@ const TABS = ["passes", "graph", "kernels", "memory", "sharding", "lines", "even
 let tab = "passes";
 
 async function showTab(name) {
+  if (tab !== name) byId("details").hidden = true;
   tab = name;
   for (const each of TABS) {
     byId("panel-" + each).hidden = each !== name;

@@ -81,7 +81,7 @@ const kernels = new Table("kernels", {
     [row.name], [row.ops.join(", ")], [roof(row)],
     [row.seconds ? duration(row.seconds) : "", "number"],
     [bytes(row.read + row.written), "number"], [amount(row.operations), "number"],
-    [row.lines.join(", ")]),
+    [row.lines.map((line) => line.replace(/^.*[\\/]/, "")).join(", ")]),
   text: (row) => [row.graph, row.name, row.kind, ...row.ops, ...row.lines].join(" "),
   details: showKernel,
   order: {
