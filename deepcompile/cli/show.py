@@ -66,7 +66,9 @@ def run_and_graph(words: Sequence[str]) -> tuple[Run, str | None]:
     return chosen_run(None), words[0]
 
 
-def _complete(ctx: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+def _complete(
+    ctx: click.Context, parameter: click.Parameter, text: str
+) -> list[CompletionItem]:
     words = [word for word in ctx.params.get("words") or () if word != text]
     if words:
         return graph_names(words[0], text)
