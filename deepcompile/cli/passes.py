@@ -12,12 +12,12 @@ from deepcompile.pipeline.registry import PassInfo, default_registry
 from deepcompile.pipeline.spec import Pipeline, print_passes
 
 
-@click.group()
+@click.group(epilog="Example: deepcompile passes show fuse-rows")
 def passes() -> None:
     """List and describe passes and the pipeline."""
 
 
-@passes.command("list")
+@passes.command("list", epilog="Example: deepcompile passes list --json")
 @json_option
 def list_passes(as_json: bool) -> None:
     """All passes with their summary."""
@@ -29,7 +29,7 @@ def list_passes(as_json: bool) -> None:
     click.echo(table(("PASS", "PHASE", "SKIPPABLE", "SUMMARY"), rows))
 
 
-@passes.command()
+@passes.command(epilog="Example: deepcompile passes show fuse-rows")
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
@@ -48,7 +48,7 @@ def show(name: str, as_json: bool) -> None:
         click.echo("\n" + table(("OPTION", "TYPE", "DEFAULT"), rows))
 
 
-@passes.command()
+@passes.command(epilog="Example: deepcompile passes pipeline 'graph(canonicalise)'")
 @click.argument("spec", required=False)
 @json_option
 def pipeline(spec: str | None, as_json: bool) -> None:

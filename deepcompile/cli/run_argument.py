@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,9 +66,14 @@ def is_run_text(text: str) -> bool:
     if text == LATEST:
         return True
     place = Path(runs_root(text))
+    if not _exists(place) or not place.is_dir():
+        return False
+    if "/" in text or text.startswith("."):
+        return True
+    # A bare word may be a graph or a pass, and by chance a folder.
     try:
-        return place.is_dir()
-    except (OSError, ValueError):
+        return find_run(place) is not None
+    except RunDirError:
         return False
 
 
@@ -94,10 +100,8 @@ def note_what_is_missing(run: Run) -> None:
 def run_names(text: str) -> list[CompletionItem]:
     """Names of runs that begin with `text`, and folders."""
     found = []
-    try:
+    with contextlib.suppress(DeepCompileError, OSError):
         found = [path.name for path in list_runs(runs_root(None)) if path.name.startswith(text)]
-    except (DeepCompileError, OSError):
-        pass
     return [CompletionItem(name) for name in found] + [CompletionItem(text, type="dir")]
 
 

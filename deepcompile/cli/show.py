@@ -24,7 +24,7 @@ from deepcompile.cli.run_argument import (
 from deepcompile.cli.terminal import note
 from deepcompile.cli.text import say, say_ir
 from deepcompile.errors import RunDirError
-from deepcompile.inspect.collapse import Block, as_graph, blocks
+from deepcompile.inspect.collapse import Block, as_graph, blocks, with_modules
 from deepcompile.inspect.dot import dot_text, svg_text
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode, parse_ir
 from deepcompile.inspect.model_explorer import collection
@@ -32,6 +32,7 @@ from deepcompile.inspect.reader import GraphRecord, Run, State
 from deepcompile.inspect.states import (
     graph_named,
     kept_state,
+    recorded_modules,
     state_named,
     state_title,
     unknown_node,
@@ -66,9 +67,7 @@ def run_and_graph(words: Sequence[str]) -> tuple[Run, str | None]:
     return chosen_run(None), words[0]
 
 
-def _complete(
-    ctx: click.Context, parameter: click.Parameter, text: str
-) -> list[CompletionItem]:
+def _complete(ctx: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
     words = [word for word in ctx.params.get("words") or () if word != text]
     if words:
         return graph_names(words[0], text)
@@ -132,7 +131,7 @@ def show(
         title = state_title(state)
         note(f"note: {title} changed nothing; this is {state_title(kept)}, the state it saw")
     text = kept.text or ""
-    graph = parse_ir(text)
+    graph = with_modules(parse_ir(text), recorded_modules(chosen))
     if not graph.nodes and form != "text":
         raise RunDirError(f"{state_title(kept)} of {chosen.name} is no graph text")
     if node is not None and node not in graph.by_name:
@@ -221,7 +220,7 @@ def _show_run(run: Run, form: str, collapse: int | None) -> None:
 def _last_graphs(run: Run, collapse: int | None) -> Any:
     for graph in run.graphs:
         try:
-            lines = parse_ir(graph.last_text.text or "")
+            lines = with_modules(parse_ir(graph.last_text.text or ""), recorded_modules(graph))
         except RunDirError as error:
             run.note(str(error))
             continue

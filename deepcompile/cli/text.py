@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
 from deepcompile.cli.terminal import is_coloured
 from deepcompile.inspect.safe_files import visible
 
+_WORDS = (
+    "const def double else extern float for from if import in int long None return static struct "
+    "template typename unsigned using void while"
+)
+_CODE = re.compile(
+    r"((?://|#).*|/\*.*?\*/|^\s*;.*)|(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
+    rf"|\b({_WORDS.replace(' ', '|')})\b|(?<![\w.])(\d[\w.]*)"
+)
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"dim": True},
+    {"fg": "green"},
+    {"bold": True},
+    {"fg": "cyan"},
+)
 _IR = re.compile(r"(%[\w.]+)|(  # .*)$|(?<== )([\w.]+(?: @[\w.]+)?)")
 
 
 def say(lines: str | Iterable[str]) -> None:
     """Print lines, control characters made visible, in one write: large graphs are quick."""
-    text = lines if isinstance(lines, str) else "\n".join(lines)
-    if text:
-        click.echo(visible(text))
+    shown = [lines] if isinstance(lines, str) else list(lines)
+    if shown:
+        click.echo(visible("\n".join(shown)))
 
 
 def say_ir(lines: Iterable[str]) -> None:
@@ -42,6 +58,25 @@ def _coloured(found: re.Match[str]) -> str:
     return click.style(found[3], bold=True)
 
 
+def say_code(text: str) -> None:
+    """Print source code: comments, strings, words and numbers in colours on a terminal."""
+    if not is_coloured():
+        say(text)
+        return
+    lines = (_CODE.sub(_coloured_code, line) for line in visible(text).split("\n"))
+    click.echo("\n".join(lines), color=True)
+
+
+def _coloured_code(found: re.Match[str]) -> str:
+    styles: tuple[dict[str, Any], ...] = (
+        {"dim": True},
+        {"fg": "green"},
+        {"bold": True},
+        {"fg": "cyan"},
+    )
+    return click.style(found[0], **styles[(found.lastindex or 1) - 1])
+
+
 def say_diff(lines: Iterable[str]) -> None:
     """Print lines of a difference: `+` green, `-` red, `@@` cyan on a terminal."""
     if not is_coloured():
@@ -57,6 +92,4 @@ def columns() -> int | None:
     """The width of the terminal; None where stdout is none, and nothing is to be folded."""
     if not sys.stdout.isatty():
         return None
-    import shutil
-
     return shutil.get_terminal_size().columns

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 
 INPUTS = "inputs"
 """The block of placeholders and constants."""
+_OUTSIDE = frozenset({"placeholder", "get_attr", RETURN})
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,36 @@ class Block:
     ops: Mapping[str, int]
     inputs: Mapping[str, int]
     outputs: int
+
+
+def with_modules(graph: IRGraph, modules: Mapping[str, object]) -> IRGraph:
+    """`graph` with the modules that a run recorded: by path, names of nodes with spaces between.
+
+    A node that no module made belongs where a value that it takes comes from, else where it goes.
+    """
+    path = {
+        name: module
+        for module, names in modules.items()
+        if isinstance(names, str)
+        for name in names.split()
+    }
+    if not path:
+        return graph
+    known: dict[str, str] = {}
+    for node in graph.nodes:
+        own = node.module or path.get(node.name)
+        if own is None and node.op not in _OUTSIDE:
+            own = next((known[name] for name in reversed(node.inputs) if name in known), None)
+        if own is not None:
+            known[node.name] = own
+    for node in reversed(graph.nodes):
+        if node.name not in known and node.op not in _OUTSIDE:
+            users = graph.users.get(node.name, ())
+            own = next((known[name] for name in users if name in known), None)
+            if own is not None:
+                known[node.name] = own
+    nodes = (node._replace(module=known.get(node.name, "")) for node in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
 
 
 def namespace(node: IRNode) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ _CALL = re.compile(r"([^\s(]*)(?: @([^\s(]*))?")
 _INPUT = re.compile(r"%([\w.]+)")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
 _ORIGIN = re.compile(r"(.*?:\d+)(?:(?:,? in |,? module[=:] ?| \[| @)([^\s\]]+)\]?)?(.*)$")
+_OPENING = re.compile(r"graph(?: @(\S+))?(?: (\w+))? \{")
+_KERNEL = re.compile(r"kernel @([\w.]+)")
 _SPECIAL = frozenset({"placeholder", "get_attr", "call_module", "call_method", "kernel", "batch"})
 
 
@@ -40,6 +42,7 @@ class IRNode(NamedTuple):
         module: path of the module that it comes from, as `layers.0.attn`; empty where the text has
             none.
         line: number of the line in the text, from 1.
+        attributes: what is known beside, as `static, segment=1`.
     """
 
     name: str
@@ -51,6 +54,7 @@ class IRNode(NamedTuple):
     origin: str
     module: str
     line: int
+    attributes: str = ""
 
     @property
     def label(self) -> str:
@@ -73,7 +77,9 @@ class IRNode(NamedTuple):
         """The line without the origin."""
         if self.op == RETURN:
             return self.call
-        return f"%{self.name}{f' : {self.type}' if self.type else ''} = {self.call}"
+        type_ = f" : {self.type}" if self.type else ""
+        attributes = f" {{{self.attributes}}}" if self.attributes else ""
+        return f"%{self.name}{type_} = {self.call}{attributes}"
 
 
 _COUNTED_BY_TARGET = frozenset({"call", "call_module", "call_method"})
@@ -86,9 +92,11 @@ class IRGraph:
 
     Attributes:
         name: of a graph inside another one; else empty.
+        kind: `joint`, `forward`, `backward` or `inference`; empty where it is not said.
         nodes: in the order of the text; `return` is the last.
         declarations: lines of symbols and constants, as they are.
         bodies: graphs inside this one.
+        kernels: by name, the lines on each kernel: its body, and what it makes.
         unknown: number and text of lines that are nothing known.
         complete: whether its closing bracket was there.
     """
@@ -99,6 +107,8 @@ class IRGraph:
     bodies: tuple[IRGraph, ...] = ()
     unknown: tuple[tuple[int, str], ...] = ()
     complete: bool = True
+    kind: str = ""
+    kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> Mapping[str, IRNode]:
@@ -161,21 +171,19 @@ class _Parser:
         while self.at < len(self.lines):
             statement = self.lines[self.at].strip()
             self.at += 1
-            if outer is None and _opens(statement):
-                outer = self.body(_opened(statement))
+            opening = _OPENING.fullmatch(statement)
+            if outer is None and opening is not None:
+                outer = self.body(opening)
             elif statement:
                 unknown.append((self.at, statement))
         if outer is None:
             return IRGraph("", (), unknown=tuple(unknown), complete=False)
         kept = tuple(entry for entry in unknown if not entry[1].startswith("#"))
-        return IRGraph(
-            outer.name, outer.nodes, outer.declarations, outer.bodies, outer.unknown + kept,
-            outer.complete,
-        )  # fmt: skip
+        return replace(outer, unknown=outer.unknown + kept) if kept else outer
 
-    def body(self, name: str) -> IRGraph:
+    def body(self, opening: re.Match[str]) -> IRGraph:
         """Up to the closing bracket. Bodies nest in an own stack: hostile text can nest deep."""
-        stack = [_Open(name)]
+        stack = [_Open(opening)]
         while self.at < len(self.lines):
             statement = self.lines[self.at].strip()
             self.at += 1
@@ -193,8 +201,10 @@ class _Parser:
                 if not stack:
                     return top.closed(True)
                 stack[-1].bodies.append(top.closed(True))
-            elif _opens(statement):
-                stack.append(_Open(_opened(statement)))
+            elif statement.startswith("kernel @"):
+                self.kernel(statement, top)
+            elif opening_ := _OPENING.fullmatch(statement):
+                stack.append(_Open(opening_))
             elif statement.startswith(("symbols ", "constant @")):
                 top.declarations.append(statement)
             elif statement == RETURN or statement.startswith("return "):
@@ -206,12 +216,30 @@ class _Parser:
             stack[-1].bodies.append(inner.closed(False))
         return stack[0].closed(False)
 
+    def kernel(self, statement: str, graph: _Open) -> None:
+        """Lines on a kernel: one that says what it makes or is, or its body up to the bracket."""
+        name = _KERNEL.match(statement)
+        if name is None:
+            graph.unknown.append((self.at, statement))
+            return
+        lines = graph.kernels.setdefault(name[1], [])
+        lines.append(statement)
+        if not statement[name.end() :].startswith("("):
+            return
+        while self.at < len(self.lines):
+            line = self.lines[self.at].rstrip()
+            self.at += 1
+            lines.append(line)
+            if line.strip() == "}":
+                return
+
 
 class _Open:
     """A graph whose closing bracket has not come yet."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, opening: re.Match[str]) -> None:
+        self.name, self.kind = opening[1] or "", opening[2] or ""
+        self.kernels: dict[str, list[str]] = {}
         self.nodes: list[IRNode] = []
         self.declarations: list[str] = []
         self.bodies: list[IRGraph] = []
@@ -220,16 +248,9 @@ class _Open:
     def closed(self, complete: bool) -> IRGraph:
         return IRGraph(
             self.name, tuple(self.nodes), tuple(self.declarations), tuple(self.bodies),
-            tuple(self.unknown), complete,
+            tuple(self.unknown), complete, self.kind,
+            {name: tuple(lines) for name, lines in self.kernels.items()},
         )  # fmt: skip
-
-
-def _opens(statement: str) -> bool:
-    return statement.endswith("{") and (statement == "graph {" or statement.startswith("graph @"))
-
-
-def _opened(statement: str) -> str:
-    return statement[:-1].removeprefix("graph").strip().removeprefix("@")
 
 
 def _node(statement: str, line: int) -> IRNode | None:
@@ -241,7 +262,9 @@ def _node(statement: str, line: int) -> IRNode | None:
     call = _CALL.match(right)
     if call is None or not call[1]:
         return None
-    rest = right[call.end() :]
+    rest, attributes = right[call.end() :], ""
+    if rest.endswith("}"):
+        rest, _, attributes = rest[:-1].rpartition(" {")
     arguments = rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest.strip()
     word, target = call[1], call[2]
     if word in _SPECIAL:
@@ -250,7 +273,7 @@ def _node(statement: str, line: int) -> IRNode | None:
         op, target = "call", word + (f" @{target}" if target else "")
     return IRNode(
         name, op, target, _inputs(arguments), type_.strip() if colon else "", arguments, origin,
-        module, line,
+        module, line, attributes,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deepcompile.errors import RunDirError, unknown_name
 from deepcompile.inspect.ir_text import IRGraph, parse_ir
@@ -99,6 +99,12 @@ def state_title(state: State) -> str:
 def graph_at(state: State) -> IRGraph:
     """The lines of a state that has a text; `RunDirError` when it cannot be read."""
     return parse_ir(state.text or "")
+
+
+def recorded_modules(graph: GraphRecord) -> Mapping[str, object]:
+    """Names of nodes by the module that made them, as the first state says; else nothing."""
+    modules = graph.states[0].meta.get("modules") if graph.states else None
+    return modules if isinstance(modules, Mapping) else {}
 
 
 def unknown_node(graph: IRGraph, name: str) -> str:
