@@ -54,7 +54,7 @@ from .pipeline.spec import Pipeline
 from .recording import CompiledGraph, Kind, externs_of, recordings, write_program
 from .recording import Recording as Recording
 from .recording import recording as recording
-from .runtime.build import BuildFailed, build, warn_no_compiler
+from .runtime.build import BuildFailed, build, flags_of, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.collectives.agreement import agreed_in_world
 from .runtime.collectives.graph_collectives import fingerprint_of
@@ -472,8 +472,11 @@ class _Compiler:
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
         if self.run_dir is not None:
             rates = rates_for(self.options, self.device)
+            code = compiled.code
+            large = code is not None and code.has_long_kernels
+            flags = " ".join(flags_of(self.options, large=large)) if code is not None else ""
             try:
-                write_program(self.run_dir, compiled, graph, file, codes, rates)
+                write_program(self.run_dir, compiled, graph, file, codes, rates, flags)
             except Exception as error:  # an estimate that fails must not stop the compile
                 reason = f"{type(error).__name__}: {error}"
                 self.note("record-failed", graph=compiled.name, error=reason)

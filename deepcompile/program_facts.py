@@ -6,13 +6,17 @@ Nothing is measured: bytes are counted, seconds come from the cost model, memory
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
 
 from .codegen.arena_plan import span
-from .codegen.cpp_program import CppProgram
+from .codegen.cpp_program import CppProgram, prelude
+from .codegen.cpp_table import table_support
 from .codegen.size_hints import size_hints
 from .codegen.steps import (
     ExternStep,
@@ -64,6 +68,7 @@ def launch_facts(
     spec: ProgramSpec,
     sizes: Sizes,
     code: CppProgram | TritonKernel | TritonTable | str,
+    flags: str = "",
 ) -> dict[str, Any]:
     """What calls the function of a kernel with memory of its own: for `deepcompile kernels repro`.
 
@@ -73,9 +78,12 @@ def launch_facts(
         return {}
     function = f"k{step.function}"
     if isinstance(step, TableStep):
-        block = {"block": code.block} if isinstance(code, TritonTable) else {}
-        kind = "triton-table" if block else "cpp-table"
-        return {"kind": kind, "function": function, "extents": list(step.extents), **block}
+        facts = {"function": function, "extents": list(step.extents)}
+        if isinstance(code, CppProgram):
+            return {"kind": "cpp-table", **facts, "flags": flags}
+        assert isinstance(code, TritonTable)
+        made = [{"name": code.function.name, "warps": code.function.warps}]
+        return {"kind": "triton-table", **facts, "block": code.block, "functions": made}
     given = iter(step.given)
     layouts = [
         spec.slots[slot].layout if buffer.role == "out" else next(given).layout
@@ -87,8 +95,8 @@ def launch_facts(
         "elements": [_span(layout, sizes) for layout in layouts],
     }
     if isinstance(code, CppProgram):
-        found["workspace"] = int(code.workspace[step.function].evaluate(sizes))
-        return found
+        workspace = int(code.workspace[step.function].evaluate(sizes))
+        return found | {"workspace": workspace, "flags": flags}
     assert isinstance(code, TritonKernel)
     own = {name: sizes[name] for name in step.sizes}
     rows = code.rows(own)
@@ -114,6 +122,16 @@ def launch_facts(
             for space in code.workspaces
         ],
     }
+
+
+@lru_cache(maxsize=2)
+def support_files(is_cpp: bool) -> dict[str, str]:
+    """What generated code needs beside itself, by the name of the file."""
+    if is_cpp:
+        return {"prelude.h": prelude(), "table.h": table_support()}
+    names = ("deepcompile.codegen.triton_library", "deepcompile.runtime.triton_interpreter")
+    files = [Path(spec.origin) for name in names if (spec := find_spec(name)) and spec.origin]
+    return {file.name: file.read_text(encoding="utf-8") for file in files}
 
 
 def program_facts(

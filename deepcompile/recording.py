@@ -21,7 +21,7 @@ from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .pipeline.rundir import RunDir
-from .program_facts import kernel_facts, launch_facts, program_facts, sizes_of
+from .program_facts import kernel_facts, launch_facts, program_facts, sizes_of, support_files
 from .runtime.program import Program
 
 Kind = Literal["inference", "forward", "backward"]
@@ -107,6 +107,7 @@ def write_program(
     file: str,
     codes: Sequence[CppProgram | TritonKernel | TritonTable | str],
     rates: Rates,
+    flags: str = "",
 ) -> None:
     """Write the kernels that a graph calls, and what its program costs, into a run directory.
 
@@ -115,6 +116,7 @@ def write_program(
         file: the name of a kernel's source there.
         codes: of the functions of the program, by their numbers.
         rates: of the device.
+        flags: of the C++ compiler.
     """
     spec = compiled.spec
     assert spec is not None
@@ -135,10 +137,13 @@ def write_program(
                 "origins": list(op.origin.lines),
                 "function": f"k{step.function}",
                 **facts,
-                "launch": launch_facts(step, spec, sizes, code),
+                "launch": launch_facts(step, spec, sizes, code, flags),
             },
         )
         kept[number] = name, facts
+    if kept:
+        for name, text in support_files(flags != "").items():
+            run_dir.support(name, text)
     facts = program_facts(graph, spec, sizes, rates, kept)
     run_dir.program(compiled.name, {"graph": compiled.name, "kind": compiled.kind, **facts})
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.run_argument import chosen_run, kernel_names, run_argument
+from deepcompile.cli.run_argument import chosen_run, is_run_text, unknown_run
 from deepcompile.cli.terminal import note, progress
 from deepcompile.errors import RunDirError
 from deepcompile.inspect.reader import KernelRecord
@@ -25,39 +26,37 @@ LIMIT = 600
 
 @click.command(
     epilog="\b\nExamples:\n  deepcompile kernels bench g0_forward.k0\n"
-    "  deepcompile kernels bench k0 runs/20260101T120000-train-812 --threads 1 --json"
+    "  deepcompile kernels bench runs/20260101T120000-train-812 k0 --threads 1 --json"
 )
-@click.argument("kernel", shell_complete=lambda c, p, text: kernel_names(None, text))
-@run_argument
+@click.argument("words", nargs=-1, required=True, metavar="[RUN] K")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a kernel of C++.")
 @click.option("--seed", default=0, show_default=True, help="Of the inputs.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--no-check", is_flag=True, help="Do not compare it with what its nest means.")
 @json_option
 def bench(
-    kernel: str,
-    run: str | None,
+    words: tuple[str, ...],
     threads: int | None,
     seed: int,
     rounds: int,
     no_check: bool,
     as_json: bool,
 ) -> Exit:
-    """Build KERNEL of RUN alone, check it, and time it beside a copy of as many bytes.
+    """Build kernel K of RUN alone, check it, and time it beside a copy of as many bytes.
 
     Exit status 1 where its results are not those of its nest. Triton kernels are timed on a GPU;
     without one they run interpreted, for their numbers only.
     """
-    record = kernel_named(chosen_run(run), kernel)
-    words = ["--json", "--time", "--seed", str(seed), "--rounds", str(rounds)]
-    words += [] if no_check else ["--check"]
-    words += ["--threads", str(threads)] if threads else []
+    record = _chosen(words)
+    options = ["--json", "--time", "--seed", str(seed), "--rounds", str(rounds)]
+    options += [] if no_check else ["--check"]
+    options += ["--threads", str(threads)] if threads else []
     with (
         tempfile.TemporaryDirectory(prefix="deepcompile-kernel-") as folder,
         progress(f"kernel {record.name}") as advance,
     ):
         _write(record, Path(folder))
-        found = _run(Path(folder), words, record)
+        found = _run(Path(folder), options, record)
         advance()
     differs = bool(found.get("check", {}).get("differs"))
     if as_json:
@@ -71,18 +70,15 @@ def bench(
     epilog="\b\nExample:\n  deepcompile kernels repro g0_forward.k0 -o k0\n"
     "  python k0/run.py --time"
 )
-@click.argument("kernel", shell_complete=lambda c, p, text: kernel_names(None, text))
-@run_argument
-@click.option(
-    "-o", "--output", metavar="FOLDER", help="A new folder; KERNEL in this one if not given."
-)
+@click.argument("words", nargs=-1, required=True, metavar="[RUN] K")
+@click.option("-o", "--output", metavar="FOLDER", help="A new folder; K in this one if not given.")
 @json_option
-def repro(kernel: str, run: str | None, output: str | None, as_json: bool) -> None:
-    """Write a folder that builds KERNEL of RUN from its dump alone and runs it on seeded inputs.
+def repro(words: tuple[str, ...], output: str | None, as_json: bool) -> None:
+    """Write a folder that builds kernel K of RUN from its dump alone and runs it on seeded inputs.
 
     It needs torch, and a C++ compiler or Triton; not deepcompile.
     """
-    record = kernel_named(chosen_run(run), kernel)
+    record = _chosen(words)
     folder = Path(output or record.name)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise click.UsageError(f"{folder} is there already; name another folder with -o")
@@ -94,6 +90,19 @@ def repro(kernel: str, run: str | None, output: str | None, as_json: bool) -> No
     note(f"python {folder / 'run.py'} runs it; --time and --check do more")
 
 
+def _chosen(words: Sequence[str]) -> KernelRecord:
+    """Kernel K of the latest run, or of RUN.
+
+    Raises:
+        RunDirError: there is no such run or kernel.
+    """
+    if len(words) > 2:
+        raise click.UsageError(f"RUN and K, not {len(words)} words")
+    if len(words) == 2 and not is_run_text(words[0]):
+        raise unknown_run(words[0])
+    return kernel_named(chosen_run(words[0] if len(words) == 2 else None), words[-1])
+
+
 def _write(record: KernelRecord, folder: Path) -> list[str]:
     from deepcompile.cli.kernel_alone.folder import write_folder
 
@@ -103,8 +112,8 @@ def _write(record: KernelRecord, folder: Path) -> list[str]:
         raise click.UsageError(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def _run(folder: Path, words: list[str], record: KernelRecord) -> dict[str, Any]:
-    command = [sys.executable, str(folder / "run.py"), *words]
+def _run(folder: Path, options: list[str], record: KernelRecord) -> dict[str, Any]:
+    command = [sys.executable, str(folder / "run.py"), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:

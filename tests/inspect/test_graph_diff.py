@@ -192,9 +192,10 @@ def test_every_node_is_told_of_once(seed: int, size: int, at: int) -> None:
     ]
     before, after = parse_ir(printed(nodes)), parse_ir(printed(left))
     diff = diff_graphs(before, after)
-    seen = [pair.before.name for pair in diff.pairs if pair.before], [
-        pair.after.name for pair in diff.pairs if pair.after
-    ]
+    seen = (
+        [pair.before.name for pair in diff.pairs if pair.before],
+        [pair.after.name for pair in diff.pairs if pair.after],
+    )
     assert sorted(seen[0]) == sorted(node.name for node in before.nodes)
     assert seen[1] == [node.name for node in after.nodes] or sorted(seen[1]) == sorted(
         node.name for node in after.nodes

@@ -205,7 +205,9 @@ def triton_call(tensors: list[list[Any]], device: str) -> Run:
         if function["stages"] is not None:
             options["num_stages"] = function["stages"]
         arguments = [named[name] for name in function["arguments"]]
-        launches.append((getattr(module, function["name"]), function["programs"], arguments, options))
+        launches.append(
+            (getattr(module, function["name"]), function["programs"], arguments, options)
+        )
 
     def call() -> None:
         for kernel, programs, arguments, options in launches:
@@ -361,10 +363,9 @@ def say(found: dict[str, Any], as_json: bool) -> None:
     if "untimed" in found:
         print(f"  not timed: {found['untimed']}")
     if "seconds" in found:
-        print(
-            f"  {found['seconds'] * 1e6:.2f} us, {found['bytes_per_second'] / 1e9:.2f} GB/s; a copy of "
-            f"as many bytes {found['copy_seconds'] * 1e6:.2f} us: {found['roofline_share']:.0%} of it"
-        )
+        rate, share = found["bytes_per_second"] / 1e9, found["roofline_share"]
+        print(f"  {found['seconds'] * 1e6:.2f} us, {rate:.2f} GB/s: {share:.0%} of the rate of")
+        print(f"  a copy of as many bytes, which takes {found['copy_seconds'] * 1e6:.2f} us")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The memory of a run as a page shows it: bytes over the steps, whose they are, what was decided."""
+"""The memory of a run as a page shows it: bytes over the steps, whose they are, decisions."""
 
 from __future__ import annotations
 

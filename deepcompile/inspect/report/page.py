@@ -16,7 +16,7 @@ from markupsafe import Markup
 from deepcompile import __version__
 from deepcompile.errors import RunDirError
 from deepcompile.inspect.memory import PlanRecord, read_plans
-from deepcompile.inspect.program import ProgramRecord, read_programs
+from deepcompile.inspect.program import read_programs
 from deepcompile.inspect.reader import Event, Run
 from deepcompile.inspect.report import memory
 from deepcompile.inspect.report.kernels import Row, kernel_rows, line_rows, with_sources
