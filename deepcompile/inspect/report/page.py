@@ -180,7 +180,7 @@ def _plans(run: Run, problems: list[str]) -> list[PlanRecord]:
     if not (run.path / "memory").is_dir():
         return []
     try:
-        return read_plans(run.path)
+        return read_plans(run.path, problems)
     except RunDirError as error:
         problems.append(str(error))
         return []
