@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,14 @@ from deepcompile.cli.run_argument import (
     run_names,
     unknown_run,
 )
+from deepcompile.cli.terminal import without_collector
 from deepcompile.cli.text import columns, say, say_diff
 from deepcompile.errors import DeepCompileError, RunDirError
-from deepcompile.inspect.graph_diff import GraphDiff, diff_graphs
+from deepcompile.inspect.graph_diff import GraphDiff
 from deepcompile.inspect.kernel_diff import KernelPair, diff_kernels
 from deepcompile.inspect.reader import GraphRecord, Run, State
-from deepcompile.inspect.states import (
-    graph_at,
-    graph_named,
-    kept_state,
-    state_before,
-    state_named,
-    state_title,
-)
+from deepcompile.inspect.run_diff import Comparison, compare_runs, compare_states, compare_step
+from deepcompile.inspect.states import graph_named
 
 _EPILOG = """
 \b
@@ -67,16 +62,6 @@ class Wanted:
         return diff.differs(names=self.names, order=self.order)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two states of a graph, and what differs."""
-
-    graph: str
-    before: str
-    after: str
-    diff: GraphDiff
-
-
 def _complete(ctx: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
     return [*pass_names(ctx.params.get("run"), text), *run_names(text)]
 
@@ -101,6 +86,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, text: str) -> list
 )  # fmt: skip
 @click.option("--kernels", is_flag=True, help="Of two runs: sources of kernels that correspond.")
 @json_option
+@without_collector()
 def diff(
     first: str | None,
     second: str | None,
@@ -180,10 +166,9 @@ def _list_passes(run: Run, name: str | None, wanted: Wanted) -> Exit:
     touched = [step for step in steps if step[1].path is not None]
     status = Exit.NO if touched else Exit.OK
     if wanted.lines:
-        found = [c for g, s in touched if (c := _step(run, g, s)) is not None]
-        return _print(found, wanted)
+        return _print(list(_steps(run, touched)), wanted)
     if wanted.as_json:
-        rows = [
+        documents = [
             {
                 "graph": graph.name,
                 "index": state.index,
@@ -195,7 +180,7 @@ def _list_passes(run: Run, name: str | None, wanted: Wanted) -> Exit:
             }
             for graph, state in (touched if wanted.changed else steps)
         ]
-        print_json("diff", run=str(run.path), differs=bool(touched), passes=rows)
+        print_json("diff", run=str(run.path), differs=bool(touched), passes=documents)
         return status
     limit = 8 if columns() else None
     for graph in graphs:
@@ -219,17 +204,16 @@ def _list_passes(run: Run, name: str | None, wanted: Wanted) -> Exit:
     return status
 
 
-def _step(run: Run, graph: GraphRecord, state: State) -> Comparison | None:
-    """What one pass did; None, noted, where a text cannot be read."""
-    before = state_before(graph, state)
-    if before is None:
-        return None
-    try:
-        found = diff_graphs(graph_at(before), graph_at(state))
-    except RunDirError as error:
-        run.note(str(error))
-        return None
-    return Comparison(graph.name, state_title(before), state_title(state), found)
+def _steps(run: Run, steps: Sequence[tuple[GraphRecord, State]]) -> Iterator[Comparison]:
+    """What each pass did; what cannot be read is noted."""
+    for graph, state in steps:
+        try:
+            found = compare_step(graph, state)
+        except RunDirError as error:
+            run.note(str(error))
+            continue
+        if found is not None:
+            yield found
 
 
 def _diff_states(run: Run, name: str | None, words: Sequence[str], wanted: Wanted) -> Exit:
@@ -238,7 +222,7 @@ def _diff_states(run: Run, name: str | None, words: Sequence[str], wanted: Wante
     found, failures = [], []
     for graph in graphs:
         try:
-            found.append(_between(graph, words))
+            found.append(compare_states(graph, words))
         except RunDirError as error:
             failures.append(error)
     if not found:
@@ -246,80 +230,18 @@ def _diff_states(run: Run, name: str | None, words: Sequence[str], wanted: Wante
     return _print(found, wanted)
 
 
-def _between(graph: GraphRecord, words: Sequence[str]) -> Comparison:
-    states = [state_named(graph, word) for word in words]
-    if len(states) == 1:
-        (after,) = states
-        before = state_before(graph, after)
-        if before is None:
-            raise RunDirError(f"{state_title(after)} is the first state of graph {graph.name}")
-        # A pass without change keeps no text: it is compared with itself.
-        states = [before, after]
-    kept = [kept_state(graph, state) for state in states]
-    lines = [graph_at(state) for state in kept]
-    titles = [state_title(state) for state in states]
-    return Comparison(graph.name, titles[0], titles[1], diff_graphs(lines[0], lines[1]))
-
-
 # -- two runs --------------------------------------------------------------------------------------
 
 
 def _diff_runs(before: Run, after: Run, name: str | None, at: str | None, wanted: Wanted) -> Exit:
-    facts = dict(_facts(before, after))
-    pairs, alone = _pairs(before, after, name)
-    found = []
-    for old, new in pairs:
-        states = [kept_state(g, state_named(g, at) if at else g.last_text) for g in (old, new)]
-        title = old.name if old.name == new.name else f"{old.name} -> {new.name}"
-        names = [f"{r.name} {state_title(s)}" for r, s in zip((before, after), states, strict=True)]
-        lines = [graph_at(state) for state in states]
-        found.append(Comparison(title, *names, diff_graphs(*lines)))
-    if not found and not alone:
-        raise RunDirError(f"{before.name} and {after.name} have no graph to compare")
+    found = compare_runs(before, after, name, at)
     if not wanted.as_json:
-        say([f"{key}: {old} -> {new}" for key, (old, new) in facts.items()])
-        say([f"only in {run}: graph {graph}" for run, graph in alone])
-    only = [{"run": run, "graph": graph} for run, graph in alone]
-    changed = {key: {"before": old, "after": new} for key, (old, new) in facts.items()}
-    status = _print(found, wanted, facts=changed, only=only, brief=name is None)
-    return Exit.NO if alone else status
-
-
-def _pairs(
-    before: Run, after: Run, name: str | None
-) -> tuple[list[tuple[GraphRecord, GraphRecord]], list[tuple[str, str]]]:
-    """Graphs that correspond: by name, then those of one kind in order; and those left over."""
-    if name is not None:
-        return [(graph_named(before, name), graph_named(after, name))], []
-    other = {graph.name: graph for graph in after.graphs}
-    pairs = [(graph, other.pop(graph.name)) for graph in before.graphs if graph.name in other]
-    left = [graph for graph in before.graphs if all(graph is not old for old, _ in pairs)]
-    alone: list[tuple[str, str]] = []
-    for graph in left:
-        match = next((new for new in other.values() if new.kind == graph.kind), None)
-        if match is None:
-            alone.append((before.name, graph.name))
-        else:
-            pairs.append((graph, other.pop(match.name)))
-    return pairs, alone + [(after.name, graph) for graph in other]
-
-
-def _facts(before: Run, after: Run) -> Iterator[tuple[str, tuple[str, str]]]:
-    """What run.json says differently: versions, pipeline, options."""
-    for key in ("pipeline", "python", "platform"):
-        yield from _differing("", {key: before.info.get(key)}, {key: after.info.get(key)})
-    for key in ("versions", "options", "environment"):
-        old, new = before.info.get(key), after.info.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differing(f"{key}.", old, new)
-
-
-def _differing(
-    prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> Iterator[tuple[str, tuple[str, str]]]:
-    for key in dict.fromkeys([*old, *new]):
-        if key != "run_dir" and old.get(key) != new.get(key):
-            yield f"{prefix}{key}", (str(old.get(key, "-")), str(new.get(key, "-")))
+        say([f"{key}: {old} -> {new}" for key, (old, new) in found.facts.items()])
+        say([f"only in {run}: graph {graph}" for run, graph in found.alone])
+    only = [{"run": run, "graph": graph} for run, graph in found.alone]
+    facts = {key: {"before": old, "after": new} for key, (old, new) in found.facts.items()}
+    status = _print(found.graphs, wanted, facts=facts, only=only, brief=name is None)
+    return Exit.NO if found.alone else status
 
 
 # -- results ---------------------------------------------------------------------------------------

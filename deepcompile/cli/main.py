@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from deepcompile import __version__
 from deepcompile.cli.exit import Exit
+from deepcompile.cli.help_format import HelpContext, adapt_help
 from deepcompile.cli.output import json_option, print_json
 from deepcompile.cli.terminal import Colour, settings
 from deepcompile.errors import (
@@ -51,6 +52,8 @@ _NO_STATUS = (CacheError, CalibrationError, CompilerMissing)
 class LazyGroup(click.Group):
     """Imports a command's module when the command is called."""
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -59,6 +62,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        adapt_help(command)
         return command
 
     def resolve_command(

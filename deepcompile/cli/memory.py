@@ -51,8 +51,8 @@ def show(run: str | None, tensors: int, as_json: bool) -> None:
 @json_option
 def diff(before: str, after: str, as_json: bool) -> Exit:
     """What two plans of the same graphs decide differently; exit status 1 where they do."""
-    old = {plan.graph: plan for plan in read_plans(before)}
-    new = {plan.graph: plan for plan in read_plans(after)}
+    old = {plan.graph: plan for plan in read_plans(runs_root(before))}
+    new = {plan.graph: plan for plan in read_plans(runs_root(after))}
     both = [graph for graph in old if graph in new]
     if not both:
         raise click.UsageError(f"{before} and {after} are for different graphs")

@@ -82,7 +82,9 @@ def show(
     for text in notes[:20]:
         note(f"note: {text}")
     if other is not None:
-        return _differences(records, _chosen(read_shardings(other), graph), each, as_json)
+        return _differences(
+            records, _chosen(read_shardings(runs_root(other)), graph), each, as_json
+        )
     if svg is not None:
         _draw(records[0], svg)
     elif why is not None:
@@ -109,7 +111,7 @@ def show(
 @click.option(
     "--data-axes", default="dp", show_default=True, help="Axes with a batch each, by commas."
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize(plan=FILE).")
+@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize to read.")
 @click.option("--svg", metavar="FILE", help="Draw it.")
 @click.option("--all", "each", is_flag=True, help="Each parameter, not one line for equal layers.")
 @json_option

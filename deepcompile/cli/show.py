@@ -21,7 +21,7 @@ from deepcompile.cli.run_argument import (
     run_names,
     unknown_run,
 )
-from deepcompile.cli.terminal import note
+from deepcompile.cli.terminal import note, without_collector
 from deepcompile.cli.text import say, say_ir
 from deepcompile.errors import RunDirError
 from deepcompile.inspect.collapse import Block, as_graph, blocks, with_modules
@@ -100,6 +100,7 @@ def _complete_pass(
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--svg", metavar="FILE", help="Draw it with graphviz, up to 500 nodes.")
 @json_option
+@without_collector()
 def show(
     words: tuple[str, ...],
     at: str | None,

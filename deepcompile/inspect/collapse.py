@@ -9,6 +9,8 @@ from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 
 INPUTS = "inputs"
 """The block of placeholders and constants."""
+TOP = "(top)"
+"""The block of what is in no module but the model itself, and of what is nowhere."""
 _OUTSIDE = frozenset({"placeholder", "get_attr", RETURN})
 
 
@@ -50,7 +52,7 @@ def with_modules(graph: IRGraph, modules: Mapping[str, object]) -> IRGraph:
         if own is None and node.op not in _OUTSIDE:
             own = next((known[name] for name in reversed(node.inputs) if name in known), None)
         if own is not None:
-            known[node.name] = own
+            known[node.name] = own or TOP
     for node in reversed(graph.nodes):
         if node.name not in known and node.op not in _OUTSIDE:
             users = graph.users.get(node.name, ())
@@ -78,9 +80,7 @@ def namespace(node: IRNode) -> tuple[str, ...]:
 
 def blocks(graph: IRGraph, depth: int) -> list[Block]:
     """The blocks of `graph`, in the order of their first nodes; `depth` parts of a name count."""
-    block_of = {
-        node.name: ".".join(_kept(namespace(node), depth)) or "(top)" for node in graph.nodes
-    }
+    block_of = {node.name: ".".join(_kept(namespace(node), depth)) or TOP for node in graph.nodes}
     members: dict[str, list[IRNode]] = {}
     for node in graph.nodes:
         members.setdefault(block_of[node.name], []).append(node)

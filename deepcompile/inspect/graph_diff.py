@@ -89,9 +89,9 @@ def _kernels(
     for left, right in found.items():
         old, new = before.nodes[left], after.nodes[right]
         if old.op == new.op == "kernel":
-            texts = [_kernel_lines(g, n.target) for g, n in ((before, old), (after, new))]
-            if all(texts) and texts[0] != texts[1]:
-                lines = difflib.unified_diff(*texts, lineterm="", n=2)
+            one, two = _kernel_lines(before, old.target), _kernel_lines(after, new.target)
+            if one and two and one != two:
+                lines = difflib.unified_diff(one, two, lineterm="", n=2)
                 yield new.target, tuple(list(lines)[2:])
 
 

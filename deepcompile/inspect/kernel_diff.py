@@ -79,23 +79,22 @@ def _lines(before: KernelRecord, after: KernelRecord, context: int) -> list[str]
     for file in dict.fromkeys([*before.files, *after.files]):
         if not file.startswith("source"):
             continue
-        texts = [
-            _plain(kernel, kernel.read(file)) if file in kernel.files else []
-            for kernel in (before, after)
-        ]
-        if texts[0] == texts[1]:
+        old, new = _plain(before, file), _plain(after, file)
+        if old == new:
             continue
-        if max(map(len, texts)) > MAX_LINES:
-            found.append(f"{file} differs: {len(texts[0])} and {len(texts[1])} lines")
+        if max(len(old), len(new)) > MAX_LINES:
+            found.append(f"{file} differs: {len(old)} and {len(new)} lines")
             continue
-        found += difflib.unified_diff(
-            *texts, f"{before.name}/{file}", f"{after.name}/{file}", lineterm="", n=context
-        )
+        names = f"{before.name}/{file}", f"{after.name}/{file}"
+        found += difflib.unified_diff(old, new, *names, lineterm="", n=context)
     return found
 
 
-def _plain(kernel: KernelRecord, text: str) -> list[str]:
-    """Lines without the number of the kernel, which says nothing about it."""
+def _plain(kernel: KernelRecord, file: str) -> list[str]:
+    """Lines of a file without the number of the kernel, which says nothing about it."""
+    if file not in kernel.files:
+        return []
+    text = kernel.read(file)
     own = {str(kernel.meta.get("function") or ""), kernel.name.rpartition(".")[2]} - {""}
     pattern = r"\b(?:" + "|".join(map(re.escape, sorted(own))) + r")(?=_|\b)"
     return re.sub(pattern, "kernel", text).splitlines() if own else text.splitlines()

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 
 _INPUT = re.compile(r"%[\w.]+")
+_MAX_TWINS = 64
+"""Of so many nodes that are computed alike the best is looked for; of more the first are."""
 _LEAVES = frozenset({"placeholder", "get_attr"})
 
 
@@ -28,8 +30,8 @@ def match_nodes(before: IRGraph, after: IRGraph) -> dict[int, int]:
     matcher = _Matcher(before, after)
     matcher.leaves()
     matcher.unchanged()
-    matcher.equal(matcher.from_inputs)
-    matcher.equal(matcher.from_outputs)
+    matcher.computed_alike()
+    matcher.become_alike()
     matcher.spread()
     matcher.alike()
     matcher.spread()
@@ -76,6 +78,14 @@ class _Matcher:
         self.found: dict[int, int] = {}
         self.back: dict[int, int] = {}
         self.numbers: dict[Hashable, int] = {}
+        ends = [
+            len(side.inputs[at])
+            for side in (self.left, self.right)
+            for at, node in enumerate(side.nodes)
+            if node.op == RETURN
+        ]
+        self.other_ends = len(set(ends)) > 1
+        """Whether the graphs return different numbers of values."""
 
     def pair(self, left: int, right: int) -> None:
         self.left.matched[left] = self.right.matched[right] = len(self.found)
@@ -149,9 +159,42 @@ class _Matcher:
 
     # -- hashes of all that is before, or after, a node --------------------------------------------
 
-    def equal(self, hashes: Callable[[_Side], Sequence[int]]) -> None:
-        """Match free nodes whose hashes are equal, the same name first."""
-        left, right = hashes(self.left), hashes(self.right)
+    def computed_alike(self) -> None:
+        """Match free nodes that are computed alike, of matched inputs.
+
+        Of several twins the one of which the same becomes is taken, then the one of the same name.
+        """
+        left, right = self.left, self.right
+        if not (left.free() and right.free()):
+            return
+        ups, right_ups = self.from_inputs(left), self.from_inputs(right)
+        waiting: dict[Hashable, list[int]] = defaultdict(list)
+        for at in left.free():
+            waiting[(ups[at], tuple(left.inputs[at]))].append(at)
+        downs: tuple[list[int], list[int]] | None = None
+        for at in right.free():
+            inputs = tuple([self.back.get(i, -1) for i in right.inputs[at]])
+            twins = waiting.get((right_ups[at], inputs))
+            if not twins:
+                continue
+            if len(twins) == 1:
+                self.pair(twins.pop(), at)
+                continue
+            if downs is None:
+                downs = self.from_outputs(left), self.from_outputs(right)
+            best = self.best_twin(twins[:_MAX_TWINS], at, downs)
+            twins.remove(best)
+            self.pair(best, at)
+
+    def best_twin(self, twins: list[int], at: int, downs: tuple[list[int], list[int]]) -> int:
+        down, name = downs[1][at], self.right.nodes[at].name
+        return max(twins, key=lambda i: (downs[0][i] == down, self.left.nodes[i].name == name))
+
+    def become_alike(self) -> None:
+        """Match free nodes of which the same becomes, the same name first."""
+        if not (self.left.free() and self.right.free()):
+            return
+        left, right = self.from_outputs(self.left), self.from_outputs(self.right)
         self.in_order(lambda side, at: (left if side is self.left else right)[at])
 
     def from_inputs(self, side: _Side) -> list[int]:
@@ -167,12 +210,6 @@ class _Matcher:
 
     def from_outputs(self, side: _Side) -> list[int]:
         """For each node a number for what it is and what becomes of it, up to pairs."""
-        ends = {
-            len(part.inputs[at])
-            for part in (self.left, self.right)
-            for at, node in enumerate(part.nodes)
-            if node.op == RETURN
-        }
         numbers = [-1] * len(side.nodes)
         for at in range(len(side.nodes) - 1, -1, -1):
             pair = side.matched[at]
@@ -181,7 +218,7 @@ class _Matcher:
                 continue
             # A place among the returned values says nothing when others came or went.
             users = [
-                (numbers[user], 0 if len(ends) > 1 and side.nodes[user].op == RETURN else place)
+                (numbers[user], 0 if self.other_ends and side.nodes[user].op == RETURN else place)
                 for user, place in side.users[at]
             ]
             numbers[at] = self.number(("up", side.local(at), tuple(sorted(users))))
@@ -192,6 +229,8 @@ class _Matcher:
     def spread(self) -> None:
         """From inputs to users and back: equal nodes of matched neighbours, else namesakes."""
         left, right = self.left, self.right
+        if not right.free():
+            return
         waiting: dict[Hashable, list[int]] = defaultdict(list)
         for at in left.free():
             waiting[(left.local(at), tuple(left.inputs[at]))].append(at)

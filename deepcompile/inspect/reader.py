@@ -288,8 +288,6 @@ def find_run(path: str | os.PathLike[str]) -> Path:
 
 def _latest(folder: Path) -> Path | None:
     """The run that the file `latest` names, when it is a name of a run beside it."""
-    if not (folder / "latest").exists():
-        return None
     try:
         name = read_text(folder, folder / "latest", 4096).strip()
     except RunDirError:

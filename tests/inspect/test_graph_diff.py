@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -26,14 +27,16 @@ def kinds(diff: GraphDiff) -> Counter[str]:
     return Counter(pair.kind for pair in diff.pairs if pair.kind != "same")
 
 
-def chain(length: int, at: int | None = None, new: str = "", constants: dict[int, str] = {}) -> str:  # noqa: B006
-    """add_0, add_1, ... of one op; `new` comes in before the node `at`, which renumbers the rest."""
+def chain(
+    length: int, at: int | None = None, new: str = "", constants: Mapping[int, str] | None = None
+) -> str:
+    """add_0, add_1, ... of one op; `new` comes in before node `at` and renumbers the rest."""
     lines, before = ["%x : f32[4] = placeholder"], "x"
     for number in range(length):
         for arguments in [new.format(before)] * (number == at):
             lines.append(f"%add_{len(lines) - 1} : f32[4] = {arguments}")
             before = f"add_{len(lines) - 2}"
-        constant = constants.get(number, "1.0")
+        constant = (constants or {}).get(number, "1.0")
         lines.append(f"%add_{len(lines) - 1} : f32[4] = aten.add.Tensor(%{before}, {constant})")
         before = f"add_{len(lines) - 2}"
     return text_of(lines, f"return (%{before},)")
@@ -78,7 +81,7 @@ def test_only_names() -> None:
     assert kinds(diff) == {"renamed": 9}
     assert diff.differs()
     assert not diff.differs(names=False)
-    assert [row for row in rows(diff)] == []
+    assert list(rows(diff)) == []
 
 
 def test_only_order() -> None:
@@ -123,7 +126,10 @@ def test_kernels_of_other_numbers_are_the_same_and_their_code_counts() -> None:
     after = before.replace("k3", "k8")
     assert kinds(compare(before, after)) == {"renamed": 1}
     diff = compare(before, after.replace("sin", "cos"))
-    assert diff.kernels == {"k8": ("@@ -1,3 +1,3 @@",)} or "- v0: sin b0" in str(diff.kernels)
+    assert [line for line in diff.kernels["k8"] if line[0] in "+-"] == [
+        "-v0: sin b0",
+        "+v0: cos b0",
+    ]
     assert diff.differs(names=False)
 
 
@@ -142,7 +148,7 @@ def test_bodies_and_declarations() -> None:
 
 
 def random_lines(seed: int, size: int) -> list[tuple[str, str, list[str]]]:
-    """(name, op, inputs) of a random graph whose nodes all differ by a constant."""
+    """(name, op, inputs) of a random graph; some of its nodes are computed alike."""
     chance = random.Random(seed)
     names = ["x0", "x1"]
     nodes = [("x0", "placeholder", []), ("x1", "placeholder", [])]
@@ -170,13 +176,12 @@ def printed(nodes: list[tuple[str, str, list[str]]]) -> str:
 def test_new_names_alone_are_never_a_change(seed: int, size: int) -> None:
     nodes = random_lines(seed, size)
     names = [name for name, _, _ in nodes]
-    chance = random.Random(seed + 1)
-    shuffled = names[2:]
-    chance.shuffle(shuffled)
+    shuffled = [f"w{number}" for number in range(size)]
+    random.Random(seed + 1).shuffle(shuffled)
     new = dict(zip(names, names[:2] + shuffled, strict=True))
     renamed = [(new[name], op, [new[i] for i in inputs]) for name, op, inputs in nodes]
     diff = compare(printed(nodes), printed(renamed))
-    assert set(kinds(diff)) <= {"renamed", "moved"}
+    assert set(kinds(diff)) <= {"renamed"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -192,13 +197,8 @@ def test_every_node_is_told_of_once(seed: int, size: int, at: int) -> None:
     ]
     before, after = parse_ir(printed(nodes)), parse_ir(printed(left))
     diff = diff_graphs(before, after)
-    seen = (
-        [pair.before.name for pair in diff.pairs if pair.before],
-        [pair.after.name for pair in diff.pairs if pair.after],
-    )
-    assert sorted(seen[0]) == sorted(node.name for node in before.nodes)
-    assert seen[1] == [node.name for node in after.nodes] or sorted(seen[1]) == sorted(
-        node.name for node in after.nodes
-    )
+    seen = [pair.before for pair in diff.pairs if pair.before]
+    assert sorted(seen) == sorted(before.nodes)
+    assert sorted(pair.after for pair in diff.pairs if pair.after) == sorted(after.nodes)
     assert diff.count("removed") - diff.count("added") == 1
     assert diff.count("removed") <= 2

@@ -112,8 +112,12 @@ ARGUMENTS = st.lists(
 )  # fmt: skip
 
 
-@given(NAMES, st.sampled_from(["", "f32[2, 4]{4, 1}", "(f32[], i64[s0])"]), NAMES, ARGUMENTS,
-       st.sampled_from(["", "m.py:3", "a b/c.py:99"]), st.sampled_from(["", "static", "segment=1"]))  # fmt: skip
+TYPES = st.sampled_from(["", "f32[2, 4]{4, 1}", "(f32[], i64[s0])"])
+ORIGINS = st.sampled_from(["", "m.py:3", "a b/c.py:99"])
+ATTRIBUTES = st.sampled_from(["", "static", "segment=1"])
+
+
+@given(NAMES, TYPES, NAMES, ARGUMENTS, ORIGINS, ATTRIBUTES)
 def test_a_line_reads_back(
     name: str, kind: str, op: str, arguments: list[str], origin: str, attributes: str
 ) -> None:
