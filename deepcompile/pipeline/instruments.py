@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deepcompile.errors import VerificationError
 from deepcompile.pipeline.context import EventSink
 from deepcompile.pipeline.manager import Application
+from deepcompile.pipeline.modules import modules_of
 from deepcompile.pipeline.protocol import GraphKind
 from deepcompile.pipeline.spec import print_pass
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from deepcompile.pipeline.rundir import RunDir
-
-_ROOT = re.compile(r"^[LG](\[['\"]?\w+['\"]?\]|\.\w+)")
-_ITEM = re.compile(r"\[['\"]?([^\]'\"]*)['\"]?\]")
 
 
 def op_counts(graph: GraphModule) -> Counter[str]:
@@ -113,28 +109,6 @@ class Dumper:
             reason = f"{type(error).__name__}: {error}"
             self._run_dir.event("print-failed", graph=graph_name, error=reason)
             return f"# cannot be printed: {reason}\n# torch's own text:\n{graph.graph}\n"
-
-
-def modules_of(graph: GraphModule) -> dict[str, str]:
-    """Names of the nodes that each module of the user's model made, with spaces between them.
-
-    A node of backward counts for the module whose gradient it is part of. Modules have their paths
-    in the model, "" for the model itself; nodes of no module are left out.
-    """
-    found: dict[str, list[str]] = {}
-    for node in graph.graph.nodes:
-        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-        if stack:
-            path, _ = next(reversed(stack.values()))
-            found.setdefault(_module_path(str(path)), []).append(node.name)
-    return {path: " ".join(names) for path, names in found.items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _module_path(text: str) -> str:
-    """`L['self'].layers.0` as Dynamo has it, as `layers.0`."""
-    rest = _ROOT.sub("", text.replace("._modules[", "["))
-    return _ITEM.sub(r".\1", rest).lstrip(".")
 
 
 def describe(application: Application) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class TestPictures:
         by_line = overview(graph, {})
         assert by_line is not None
         assert [box.title for box in by_line.boxes] == [f"m.py:{n}" for n in range(10)]
-        deep = {f"n{n}": f"layers.{n // 20}.part{n % 20}" for n in range(400)}
+        deep = {f"layers.{n // 20}.part{n % 20}": f"n{n}" for n in range(400)}
         by_module = overview(graph, deep)
         assert by_module is not None
         assert [box.title for box in by_module.boxes] == [f"layers.{n}" for n in range(20)]

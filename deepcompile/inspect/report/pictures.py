@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deepcompile.inspect.collapse import Block, blocks, namespace
+from deepcompile.inspect.collapse import Block, blocks, namespace, with_modules
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode
 from deepcompile.inspect.report.layout import HEIGHT, WIDTH, place
 from deepcompile.inspect.report.text import clean
@@ -51,17 +51,17 @@ class Picture:
     box_height: int = HEIGHT
 
 
-def overview(graph: IRGraph, modules: Mapping[str, str]) -> Picture | None:
+def overview(graph: IRGraph, modules: Mapping[str, object]) -> Picture | None:
     """The modules of a graph, as deep as `MOST_BLOCKS` allow; None for a graph without nodes.
 
     Args:
-        modules: by node, for nodes whose module the text does not say.
+        modules: as recorded: by path, names of nodes with spaces between.
     """
     kept = [node for node in graph.nodes if node.op not in (*_INPUTS, RETURN)]
     if not kept:
         return None
-    nodes = tuple(node._replace(module=node.module or modules.get(node.name, "")) for node in kept)
-    known = IRGraph("", nodes)
+    known = with_modules(IRGraph("", tuple(kept)), modules)
+    nodes = known.nodes
     deepest = min(8, max(len(namespace(node)) for node in nodes))
     by_depth = (blocks(known, depth) for depth in range(deepest, 0, -1))
     found = next((cut for cut in by_depth if len(cut) <= MOST_BLOCKS), None)

@@ -22,7 +22,7 @@ class GraphPages:
         passes: one entry a pass, with `text`: the number of its state, or -1.
         first, later: lines of the first state that has any, and edits to each later one.
         input, output: the first and the last state, parsed.
-        modules: by node, the module that made it.
+        modules: as recorded: by path, names of nodes with spaces between.
     """
 
     def __init__(self, record: GraphRecord) -> None:
@@ -31,7 +31,7 @@ class GraphPages:
         self.first: list[str] = []
         self.later: list[list[Edit]] = []
         self.problems: list[str] = []
-        self.modules: dict[str, str] = {}
+        self.modules: Mapping[str, Any] = {}
         self._count = 0
         lines: list[str] = []
         texts: list[str] = []
@@ -46,7 +46,7 @@ class GraphPages:
                     self.later.append(edits(lines, shown))
                 else:
                     self.first = shown
-                    self.modules = _modules(state.meta)
+                    self.modules = _mapping(state.meta.get("modules"))
                 lines = shown
                 self._count += 1
             self.passes.append(_pass(state, self._count - 1 if text is not None else -1))
@@ -97,14 +97,6 @@ def _pass(state: State, text: int) -> dict[str, Any]:
             if meta.get(name)
         },
     }
-
-
-def _modules(meta: Mapping[str, Any]) -> dict[str, str]:
-    """By node, the path of its module."""
-    found = {}
-    for path, names in _mapping(meta.get("modules")).items():
-        found.update(dict.fromkeys(str(names).split(), str(path)))
-    return found
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
