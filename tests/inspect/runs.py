@@ -29,7 +29,11 @@ def small_run(root: Path, text: str = "") -> Path:
     ]
     changed = [line.replace("aten.relu.default", "prims.maximum") for line in before]
     after = [
-        *before[:3],
+        before[0],
+        "  kernel @k0(in b0: f32[32], out b1: f32[32]) {",
+        "    axes p0: parallel 32",
+        "  }",
+        *before[1:3],
         f"  %k0 : (f32[4, 8],) = kernel @k0(%mm)  # {line}",
         *before[5:-2],
         "  return (%k0,)",

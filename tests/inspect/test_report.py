@@ -101,11 +101,14 @@ class TestPictures:
     ) + "\n  return (%n399,)\n}"  # fmt: skip
 
     def test_a_neighbourhood_has_the_nearest_nodes_and_no_more_than_asked_for(self):
-        picture = neighbourhood(parse_ir(self.GRAPH), "n200", 21)
+        picture = neighbourhood(parse_ir(self.GRAPH), "n200", 21, reach=30)
         assert picture is not None
         assert {box.node for box in picture.boxes} == {f"n{n}" for n in range(190, 211)}
         assert [box.node for box in picture.boxes if box.kind == "centre"] == ["n200"]
         assert len(picture.edges) == 20
+        near = neighbourhood(parse_ir(self.GRAPH), "n200", 300, reach=2)
+        assert near is not None
+        assert {box.node for box in near.boxes} == {f"n{n}" for n in range(198, 203)}
 
     def test_inputs_that_all_nodes_take_do_not_bring_all_nodes(self):
         users = "\n".join(f"  %u{n} = aten.neg.default(%w)" for n in range(100))

@@ -158,7 +158,7 @@ def test_all_of_it_by_keys(page: Browser):
     page.run("document.querySelector('#diff').focus()")
     page.key("Home")
     page.key("n")
-    assert "%k0" in active_row(page, "diff") or "%relu" in active_row(page, "diff")
+    assert "kernel @k0" in active_row(page, "diff")
     before = page.run("document.querySelectorAll('#diff .row').length")
     page.key("f")
     assert page.run("document.querySelectorAll('#diff .row').length") > before

@@ -16,24 +16,21 @@ Edit = int | str | list[str]
 text adds a line, and a list of one text puts it in place of one line."""
 
 _NAME = re.compile(r"\s*%(\S+)")
-_BODY = re.compile(r"\s*graph (@\S+ )?\{$")
 
 
 def keys_of(lines: Sequence[str]) -> list[str]:
-    """What each line is known by: its node's name and graph, or its text; each only once."""
+    """What each line is known by: the name of its node, else its text, and the body it is in."""
     seen: dict[str, int] = {}
-    inside: list[str] = []
+    inside = [""]
     found = []
     for line in lines:
         match = _NAME.match(line)
-        if match is not None:
-            key = f"%{inside[-1] if inside else ''}%{match[1]}"
-        else:
-            key = line.strip()
-            if _BODY.match(line):
-                inside.append(key)
-            elif key == "}" and inside:
-                key = f"}} {inside.pop()}"
+        text = line.strip()
+        if match is None and text == "}" and len(inside) > 1:
+            inside.pop()
+        key = f"{inside[-1]}\n%{match[1]}" if match else f"{inside[-1]}\n{text}"
+        if match is None and text.endswith("{"):
+            inside.append(key)
         count = seen[key] = seen.get(key, 0) + 1
         found.append(key if count == 1 else f"{key}\n{count}")
     return found

@@ -13,6 +13,7 @@ from deepcompile.inspect.report.text import clean
 
 MOST_BLOCKS = 60
 MOST_EDGES = 1200
+REACH = 4
 _INPUTS = ("placeholder", "get_attr")
 
 
@@ -78,23 +79,26 @@ def overview(graph: IRGraph, modules: Mapping[str, object]) -> Picture | None:
     return _draw(title, [block.name for block in found], list(map(_block, found)), crossing)
 
 
-def neighbourhood(graph: IRGraph, centre: str, most: int) -> Picture | None:
+def neighbourhood(graph: IRGraph, centre: str, most: int, reach: int = REACH) -> Picture | None:
     """Nodes around `centre`, the nearest first, at most `most`; None where there is no such node.
 
     Nothing is looked for behind an input of the graph: those that all nodes take would bring all.
+
+    Args:
+        reach: uses, in either direction, up to which nodes are shown.
     """
     nodes = graph.by_name
     if centre not in nodes or most < 1:
         return None
-    found, waiting = {centre}, deque([centre])
+    found, waiting = {centre}, deque([(centre, 0)])
     while waiting and len(found) < most:
-        name = waiting.popleft()
-        if nodes[name].op in _INPUTS and name != centre:
+        name, distance = waiting.popleft()
+        if distance == reach or (nodes[name].op in _INPUTS and name != centre):
             continue
         for other in (*nodes[name].inputs, *graph.users.get(name, ())):
             if other in nodes and other not in found and other != RETURN and len(found) < most:
                 found.add(other)
-                waiting.append(other)
+                waiting.append((other, distance + 1))
     kept = [node for node in graph.nodes if node.name in found]
     edges = {
         (source, node.name): f"%{source} to %{node.name}"

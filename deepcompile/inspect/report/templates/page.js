@@ -15,6 +15,7 @@ async function showTab(name) {
     await tables[name].load();
     if (tables[name].list.space.childElementCount === 0) tables[name].draw();
   }
+  if (name === "graph") showCentre();
   if (name !== "passes") remember(name);
   byId("found").textContent = "";
 }
@@ -35,6 +36,16 @@ function showPictures(graph) {
   for (const section of document.querySelectorAll("[data-pictures]"))
     section.hidden = Number(section.dataset.pictures) !== graph;
   byId("no-picture").hidden = !!document.querySelector(`[data-pictures="${graph}"]`);
+}
+
+/** The node in the middle of a neighbourhood is what one sees first. */
+function showCentre() {
+  const centre = document.querySelector("[data-pictures]:not([hidden]) .centre");
+  if (!centre) return;
+  const scroll = centre.closest(".scroll"), box = centre.getBoundingClientRect();
+  const room = scroll.getBoundingClientRect();
+  scroll.scrollLeft += box.x + box.width / 2 - room.x - room.width / 2;
+  scroll.scrollTop += box.y + box.height / 2 - room.y - room.height / 2;
 }
 
 /** Where we are, in the address: it can be sent on, and found again after loading the page. */

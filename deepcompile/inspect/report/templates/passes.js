@@ -119,7 +119,7 @@ async function showPass(graph, pass, node = "") {
   byId("pass-title").textContent = known
     ? `${record.name}: ${String(known.index).padStart(3, "0")} ${known.name}${status}` : record.name;
   byId("pass-delta").textContent = known ? Object.entries(known.delta)
-    .map(([op, n]) => `${n > 0 ? "+" : "−"}${Math.abs(n)} ${op}`).join("   ") : "";
+    .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).map(([op, n]) => `${n > 0 ? "+" : "−"}${Math.abs(n)} ${op}`).join("   ") : "";
   byId("pass-reason").textContent = known ? known.reason : "";
   searchDiff(passes.text);
   const place = node ? rowOf(node) : passes.table.kind.findIndex((kind) => kind !== SAME);
@@ -156,7 +156,8 @@ function nextChange(step) {
 }
 
 function showPassFacts(pass) {
-  const facts = Object.entries(pass.facts).map(([name, value]) =>
+  const delta = Object.entries(pass.delta).map(([op, n]) => `${op} ${n > 0 ? "+" : ""}${n}`);
+  const facts = [...(delta.length ? [["ops", delta.join(", ")]] : []), ...Object.entries(pass.facts)].map(([name, value]) =>
     [name, typeof value === "object" ? JSON.stringify(value) : String(value)]);
   showDetails(`pass ${pass.name}`, [["status", pass.status], ...facts]);
 }

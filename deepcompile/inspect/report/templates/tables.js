@@ -139,7 +139,7 @@ async function goCall(row) {
   const content = await graphOf(graph);
   const pattern = row.kind === "kernel" ? `@${row.node}(` : null;
   const line = content.lines(Math.max(record.passes[last].text, 0)).find((text) =>
-    pattern ? text.includes(pattern) : NAME.exec(text)?.[1] === row.node);
+    NAME.test(text) && (pattern ? text.includes(pattern) : NAME.exec(text)[1] === row.node));
   await showTab("passes");
   await showPass(graph, last, line ? NAME.exec(line)?.[1] : "");
   listPassesQuietly();
@@ -189,9 +189,12 @@ const lines = new Table("lines", {
   },
 });
 
+const isBad = (row) => /fallback|failed|break|refused|unusable|damaged/.test(row.kind);
+
 const events = new Table("events", {
+  order: { weight: (row) => Number(isBad(row)) }, // in each part the earlier ones first
   render: (row) => {
-    const bad = /fallback|failed|break|refused|unusable|unread/.test(row.kind);
+    const bad = isBad(row);
     return columns([row.kind, bad ? "bad" : ""], [row.text], [row.graph], [row.at, "number"]);
   },
   text: (row) => [row.kind, row.text, row.graph, JSON.stringify(row.fields)].join(" "),
