@@ -6,7 +6,7 @@ import difflib
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deepcompile.inspect.ir_text import RETURN, IRGraph, IRNode, op_delta
@@ -63,7 +63,13 @@ class GraphDiff:
 
 
 def diff_graphs(before: IRGraph, after: IRGraph) -> GraphDiff:
-    """Match the nodes of two graphs and say what became of each."""
+    """Match the nodes of two graphs and say what became of each.
+
+    Texts of early versions do not say the kind of the graph, nor attributes of nodes: against one
+    of them these are no difference.
+    """
+    if bool(before.kind) != bool(after.kind):
+        before, after = _as_early_texts(before), _as_early_texts(after)
     found = match_nodes(before, after)
     names = {before.nodes[left].name: after.nodes[right].name for left, right in found.items()}
     in_place = _longest_rising(sorted(found.items()))
@@ -78,6 +84,13 @@ def diff_graphs(before: IRGraph, after: IRGraph) -> GraphDiff:
         _bodies(before, after),
         dict(_kernels(before, after, found)),
     )
+
+
+def _as_early_texts(graph: IRGraph) -> IRGraph:
+    """Without attributes, and with tuples of one type printed as `(f32[2])`."""
+    nodes = (n._replace(attributes="", type=n.type.replace(",)", ")")) for n in graph.nodes)
+    bodies = tuple(map(_as_early_texts, graph.bodies))
+    return replace(graph, nodes=tuple(nodes), bodies=bodies, kind="")
 
 
 def _kernels(

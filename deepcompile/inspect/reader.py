@@ -235,14 +235,12 @@ class Run:
 
     def _kernels(self) -> Iterator[KernelRecord]:
         for folder in self._folders("kernels"):
-            meta: dict[str, Any] = {}
             try:
                 meta = read_json(self.path, folder / "meta.json")
             except RunDirError as error:
                 self.note(str(error))
-            kernel = KernelRecord(shown_name(folder), folder, meta, self.path)
-            if meta or kernel.files:
-                yield kernel
+                meta = {}
+            yield KernelRecord(shown_name(folder), folder, meta, self.path)
 
 
 def is_run(path: Path) -> bool:

@@ -191,7 +191,7 @@ def record_of(document: Mapping[str, Any], file: str = "") -> ShardingRecord:
         record = ShardingRecord(
             str(document.get("graph", MODEL)),
             str(document.get("kind", MODEL)),
-            {**plan, "parameters": dict(plan["parameters"])},
+            {**plan, "mesh": str(plan["mesh"]), "parameters": dict(plan["parameters"])},
             dict(document.get("nodes", {})),
             visible_line(file),
         )

@@ -103,6 +103,15 @@ def test_inputs_of_other_names_and_types() -> None:
     assert kinds(compare(before, static)) == {"changed": 1}
 
 
+def test_texts_of_another_version() -> None:
+    before = text_of(["%a : f32[2] = placeholder", "%b : (f32[2]) = k(%a)"], "return (%b,)")
+    after = text_of(
+        ["%a : f32[2] = placeholder {static}", "%b : (f32[2],) = k(%a)"], "return (%b,)"
+    ).replace("graph {", "graph forward {")
+    assert not compare(before, after).differs()
+    assert kinds(compare(before.replace("graph {", "graph forward {"), after)) == {"changed": 2}
+
+
 def test_what_a_fusion_does() -> None:
     before = text_of(
         ["%x : f32[4] = placeholder", "%s : f32[4] = sin(%x)", "%c : f32[4] = cos(%s)",
