@@ -94,6 +94,21 @@ def test_a_pass_is_shown_beside_the_state_before_it(page: Browser):
     assert re.search(r"\d+ lines without change", page.text("#diff .row.gap"))
 
 
+def test_a_click_counts_where_rows_are_drawn_anew_meanwhile(page: Browser):
+    place = page.run(
+        "(() => { const b = document.querySelector('#pass-list .row:nth-child(3)')"
+        ".getBoundingClientRect(); return [b.x + 40, b.y + 8] })()"
+    )
+    mouse = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
+    page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
+    page.run(
+        "document.querySelector('#pass-list .space').replaceChildren("
+        "...[...document.querySelectorAll('#pass-list .row')].map((row) => row.cloneNode(true)))"
+    )
+    page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
+    page.wait("document.querySelector('#pass-title').textContent.includes('canonicalise')")
+
+
 def test_from_a_node_to_the_user_line_to_the_kernel_and_back(page: Browser):
     page.run("[...document.querySelectorAll('#diff .row')].find("
              "(row) => row.textContent.includes('%relu :')).click()")  # fmt: skip

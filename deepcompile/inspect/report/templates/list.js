@@ -48,11 +48,12 @@ class List {
     this.waiting = false;
     box.addEventListener("scroll", () => this.later());
     box.addEventListener("keydown", (event) => this.key(event));
+    // Pressing counts, not the click: rows may be drawn anew before the button is released.
+    this.space.addEventListener("mousedown", (event) => {
+      if (event.button === 0) this.press(event);
+    });
     this.space.addEventListener("click", (event) => {
-      const row = event.target.closest(".row");
-      if (!row || event.target.closest("button")) return;
-      this.activate(Number(row.dataset.number));
-      this.open(this.active);
+      if (event.detail === 0) this.press(event); // not by a mouse
     });
     new ResizeObserver(() => this.later()).observe(box);
   }
@@ -66,6 +67,13 @@ class List {
       this.box.scrollTop = 0;
       this.draw();
     } else this.activate(active, true);
+  }
+
+  press(event) {
+    const row = event.target.closest(".row");
+    if (!row || event.target.closest("button")) return;
+    this.activate(Number(row.dataset.number));
+    this.open(this.active);
   }
 
   activate(number, centred = false) {
