@@ -52,10 +52,10 @@ from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
 from .pipeline.torch_channels import tell_event, tell_kernels, torch_instruments
 from .pipeline.torch_logs import set_levels
-from .recording import CompiledGraph, KernelSources, Kind, externs_of, recordings, write_kernels
+from .recording import CompiledGraph, KernelSources, Kind, externs_of, recordings, write_program
 from .recording import Recording as Recording
 from .recording import recording as recording
-from .runtime.build import BuildFailed, build, warn_no_compiler
+from .runtime.build import BuildFailed, build, flags_of, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.collectives.agreement import agreed_in_world
 from .runtime.collectives.graph_collectives import fingerprint_of
@@ -68,6 +68,7 @@ from .runtime.device import (
     gpu_of,
     uses_triton,
 )
+from .runtime.measured_rates import rates_for
 from .runtime.profiled import named_in_profiles
 from .runtime.program import Program
 from .runtime.replay import ReplayingRunner
@@ -388,7 +389,8 @@ class _Compiler:
         compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
-        self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
+        codes = [compiled.code] * len(compiled.code.kernels)
+        self._record_program(compiled, graph, "source.cpp", codes)
         start = time.perf_counter()
         library = build(
             compiled.code.source, self.options, self.note, large=compiled.code.has_long_kernels
@@ -417,11 +419,7 @@ class _Compiler:
         runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
         runner.prepare(hints)
         compiled.seconds["build"] = time.perf_counter() - start
-        self._record_kernels(
-            compiled,
-            "source.py",
-            [kernel if isinstance(kernel, str) else kernel.source for kernel in runner.kernels],
-        )
+        self._record_program(compiled, graph, "source.py", list(runner.kernels))
         self._note_compiled(compiled)
         if self.options.cuda_graphs:
             return ReplayingRunner(runner, compiled.name, self.note)
@@ -470,13 +468,23 @@ class _Compiler:
         )
         return interpret(gm)
 
-    def _record_kernels(self, compiled: CompiledGraph, file: str, sources: Sequence[str]) -> None:
+    def _record_program(
+        self, compiled: CompiledGraph, graph: GraphModule, file: str, codes: Sequence[Any]
+    ) -> None:
         for target, count in Counter(name for name, _ in compiled.externs).items():
             origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
-        tell_kernels(compiled.name, KernelSources(compiled, sources))
+        tell_kernels(compiled.name, KernelSources(compiled, codes))
         if self.run_dir is not None:
-            write_kernels(self.run_dir, compiled, file, sources)
+            rates = rates_for(self.options, self.device)
+            code = compiled.code
+            large = code is not None and code.has_long_kernels
+            flags = " ".join(flags_of(self.options, large=large)) if code is not None else ""
+            try:
+                write_program(self.run_dir, compiled, graph, file, codes, rates, flags)
+            except Exception as error:  # an estimate that fails must not stop the compile
+                reason = f"{type(error).__name__}: {error}"
+                self.note("record-failed", graph=compiled.name, error=reason)
 
     def _note_compiled(self, compiled: CompiledGraph) -> None:
         self.note(

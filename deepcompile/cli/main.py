@@ -39,6 +39,7 @@ _COMMANDS = {
     "memory": ("deepcompile.cli.memory:memory", "Read memory plans and compare them."),
     "sharding": ("deepcompile.cli.sharding:sharding", "Read placements on a mesh, or plan them."),
     "trace": ("deepcompile.cli.trace:trace", "Write compile time for Perfetto."),
+    "report": ("deepcompile.cli.report:report", "Write a run as one HTML file."),
     "cache": ("deepcompile.cli.cache:cache", "Look after the cache of built kernels."),
     "doctor": ("deepcompile.cli.doctor:doctor", "Check this installation."),
     "completion": ("deepcompile.cli.completion:completion", "Complete words in your shell."),

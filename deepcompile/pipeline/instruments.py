@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deepcompile.errors import VerificationError
 from deepcompile.pipeline.context import EventSink
 from deepcompile.pipeline.manager import Application
+from deepcompile.pipeline.modules import modules_of
 from deepcompile.pipeline.protocol import GraphKind
 from deepcompile.pipeline.spec import print_pass
 
@@ -84,7 +85,12 @@ class Dumper:
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """Keep state 000, once per graph."""
         if not self._run_dir.has_graph(graph_name):
-            meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
+            meta = {
+                "kind": kind,
+                "status": "input",
+                "ops": dict(op_counts(graph)),
+                "modules": modules_of(graph),
+            }
             self._run_dir.graph_state(graph_name, 0, "input", self._text(graph, graph_name), meta)
 
     def after_pass(self, application: Application) -> None:

@@ -9,6 +9,8 @@
         graphs/<graph>/NNN_<pass>.ir  000 is the state before the first pass; then changed states
         graphs/<graph>/NNN_<pass>.json
         kernels/<kernel>/             source.cpp or source.py, nest.txt, meta.json
+        support/                      what kernels need beside their sources, to be built again
+        programs/<graph>.json         steps with bytes and modelled seconds, and the memory held
         memory/<graph>.json           what a memory budget decided
         sharding/<graph>.json         placements on a mesh; model.json: as planned for all graphs
 
@@ -204,6 +206,19 @@ class RunDir:
             self.path / "index.md", f"- kernel [{kept}](kernels/{kept}/) from {origins}: {ops}\n"
         )
         return kept
+
+    @_recording(None)
+    def support(self, name: str, text: str) -> None:
+        """Keep a text that sources of kernels need beside them: `support/<name>`, once."""
+        file = self.path / "support" / _safe(name)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            _create(file, text)
+
+    @_recording(None)
+    def program(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep the steps of a graph's program and what they cost: `programs/<name>.json`."""
+        self._document("programs", "program", name, facts)
 
     @_recording(None)
     def memory(self, name: str, facts: Mapping[str, Any]) -> None:
