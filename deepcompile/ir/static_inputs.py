@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch.fx import Graph, Node
 
-_KEY = "deepcompile_static_input"
+STATIC_KEY = "deepcompile_static_input"
 
 
 def mark_static_inputs(graph: Graph, positions: Iterable[int]) -> None:
@@ -14,9 +14,9 @@ def mark_static_inputs(graph: Graph, positions: Iterable[int]) -> None:
     placeholders = list(graph.find_nodes(op="placeholder"))
     for position in positions:
         if position < len(placeholders):
-            placeholders[position].meta[_KEY] = True
+            placeholders[position].meta[STATIC_KEY] = True
 
 
 def is_static_input(node: Node) -> bool:
     """Whether a placeholder was marked as a parameter or a buffer."""
-    return bool(node.meta.get(_KEY))
+    return bool(node.meta.get(STATIC_KEY))

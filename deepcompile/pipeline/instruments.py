@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deepcompile.errors import VerificationError
 from deepcompile.pipeline.context import EventSink
@@ -17,6 +16,12 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from deepcompile.pipeline.rundir import RunDir
+
+
+class PrintGraph(Protocol):
+    """Makes the text of a graph of a kind."""
+
+    def __call__(self, graph: GraphModule, *, kind: GraphKind) -> str: ...
 
 
 def op_counts(graph: GraphModule) -> Counter[str]:
@@ -77,7 +82,7 @@ class ChangedCounter:
 class Dumper:
     """Keeps every state in the run directory: text when it changed, metadata always."""
 
-    def __init__(self, run_dir: RunDir, print_graph: Callable[[GraphModule], str]) -> None:
+    def __init__(self, run_dir: RunDir, print_graph: PrintGraph) -> None:
         self._run_dir = run_dir
         self._print_graph = print_graph
 
@@ -85,20 +90,21 @@ class Dumper:
         """Keep state 000, once per graph."""
         if not self._run_dir.has_graph(graph_name):
             meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
-            self._run_dir.graph_state(graph_name, 0, "input", self._text(graph, graph_name), meta)
+            text = self._text(graph, graph_name, kind)
+            self._run_dir.graph_state(graph_name, 0, "input", text, meta)
 
     def after_pass(self, application: Application) -> None:
         """Keep the state after this pass."""
         meta = describe(application)
         changed = application.status == "changed"
-        text = self._text(application.after, application.graph_name) if changed else None
-        self._run_dir.graph_state(
-            application.graph_name, application.index, application.pass_.name, text, meta
-        )
+        name, text = application.graph_name, None
+        if changed:
+            text = self._text(application.after, name, application.kind)
+        self._run_dir.graph_state(name, application.index, application.pass_.name, text, meta)
 
-    def _text(self, graph: GraphModule, graph_name: str) -> str:
+    def _text(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
         try:
-            return self._print_graph(graph)
+            return self._print_graph(graph, kind=kind)
         except Exception as error:  # a graph we cannot print must not stop the compile
             reason = f"{type(error).__name__}: {error}"
             self._run_dir.event("print-failed", graph=graph_name, error=reason)
@@ -177,7 +183,7 @@ class Verify:
 def standard_instruments(
     verify: bool,
     run_dir: RunDir | None,
-    print_graph: Callable[[GraphModule], str],
+    print_graph: PrintGraph,
     sink: EventSink | None = None,
 ) -> tuple[Any, ...]:
     """What a compile with these options looks on with: `Verify` first, then `Dumper`."""

@@ -40,6 +40,11 @@ def parse_passes(text: str, registry: Registry | None = None) -> tuple[Pass, ...
     return passes
 
 
+def is_phased(text: str) -> bool:
+    """Whether pipeline text names phases, `joint(...)` or `graph(...)`."""
+    return _Reader(text).at_phase()
+
+
 def print_passes(passes: Sequence[Pass]) -> str:
     """The text that parses back to equal passes; options at their default are left out."""
     return ",".join(map(print_pass, passes))
