@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import _disable_current_modes
 
 from deepcompile.ir.batch_op import BatchOp
 from deepcompile.ir.constant_text import MAX_BYTES, MAX_LISTED, MISSING, has_values, print_packed
@@ -85,10 +86,12 @@ def _attribute_lines(graph: GraphModule, target: str, origins: bool) -> list[str
     if not isinstance(value, torch.Tensor):
         return [f"constant @{target} : opaque = ..."]
     data = MISSING
-    if has_values(value) and value.numel() <= MAX_LISTED:
-        data = print_argument(value.detach().tolist())
-    elif has_values(value) and value.numel() * value.element_size() <= MAX_BYTES:
-        data = print_packed(value)
+    # Graphs are printed while they are traced, when tensors pass for fake ones.
+    with _disable_current_modes(), torch.no_grad():
+        if has_values(value) and value.numel() <= MAX_LISTED:
+            data = print_argument(value.tolist())
+        elif has_values(value) and value.numel() * value.element_size() <= MAX_BYTES:
+            data = print_packed(value)
     return [f"constant @{target} : {print_type(value)} = {data}"]
 
 
