@@ -47,7 +47,7 @@ from .options import Options
 from .passes.partition.marked import gather_again, has_markers, plan_of
 from .passes.partition.plain import axes_of, mark_whole
 from .pipeline.collector import collector_paused
-from .pipeline.instruments import standard_instruments
+from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
@@ -131,6 +131,7 @@ class _Compiler:
         self.share = share
         log.setLevel(options.log_level.upper())
         self.pipeline = Pipeline.of(options)
+        self.selection = Selection(options.dump)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
         self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
@@ -256,7 +257,11 @@ class _Compiler:
         self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str, first_index: int = 1
     ) -> GraphModule:
         instruments = standard_instruments(
-            self.options.verify, self.run_dir, print_graph, sink=self.note
+            self.options.verify,
+            self.run_dir,
+            print_graph,
+            sink=self.note,
+            selection=self.selection,
         )
         reports = self.report if self.recordings or self.run_dir is not None else None
         manager = PassManager(phase, instruments, self.options, sink=self.note, reports=reports)

@@ -40,7 +40,7 @@ def run_once(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     Gradients are returned to nobody instead of being added to `.grad`.
     """
     outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
-    leaves = _leaves(outputs)
+    leaves = leaves_of(outputs)
     if leaves:
         sums = [t.abs().sum() if t.is_complex() else t.sum() for t in outputs]
         torch.autograd.grad(sums, leaves, allow_unused=True)
@@ -59,7 +59,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def _leaves(outputs: list[Tensor]) -> list[Tensor]:
+def leaves_of(outputs: list[Tensor]) -> list[Tensor]:
     """The tensors whose `.grad` a backward from `outputs` would add to."""
     found = {output: None for output in outputs if output.is_leaf}
     stack = [output.grad_fn for output in outputs if output.grad_fn is not None]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deepcompile.errors import VerificationError
@@ -79,27 +80,59 @@ class ChangedCounter:
             self.changes.append((application.graph_name, application.pass_.name, delta))
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which states are kept as text.
+
+    Attributes:
+        dump: "none", "changed", or "all" for unchanged ones too.
+        graphs: graphs of whose names this finds nothing are not recorded at all.
+        passes: of passes in whose names it finds nothing only metadata is kept.
+    """
+
+    dump: str = "changed"
+    graphs: re.Pattern[str] | None = None
+    passes: re.Pattern[str] | None = None
+
+    def has_graph(self, name: str) -> bool:
+        """Whether a graph is recorded."""
+        return self.graphs is None or self.graphs.search(name) is not None
+
+    def has_text(self, application: Application) -> bool:
+        """Whether the state after a pass is kept as text."""
+        if self.dump == "none" or (self.dump == "changed" and application.status != "changed"):
+            return False
+        return self.passes is None or self.passes.search(application.pass_.name) is not None
+
+
 class Dumper:
     """Keeps every state in the run directory: text when it changed, metadata always."""
 
-    def __init__(self, run_dir: RunDir, print_graph: PrintGraph) -> None:
+    def __init__(
+        self, run_dir: RunDir, print_graph: PrintGraph, selection: Selection | None = None
+    ) -> None:
         self._run_dir = run_dir
         self._print_graph = print_graph
+        self._selection = selection or Selection()
 
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """Keep state 000, once per graph."""
-        if not self._run_dir.has_graph(graph_name):
-            meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
+        if not self._selection.has_graph(graph_name) or self._run_dir.has_graph(graph_name):
+            return
+        meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
+        text = None
+        if self._selection.dump != "none":
             text = self._text(graph, graph_name, kind)
-            self._run_dir.graph_state(graph_name, 0, "input", text, meta)
+        self._run_dir.graph_state(graph_name, 0, "input", text, meta)
 
     def after_pass(self, application: Application) -> None:
         """Keep the state after this pass."""
-        meta = describe(application)
-        changed = application.status == "changed"
         name, text = application.graph_name, None
-        if changed:
+        if not self._selection.has_graph(name):
+            return
+        if self._selection.has_text(application):
             text = self._text(application.after, name, application.kind)
+        meta = describe(application)
         self._run_dir.graph_state(name, application.index, application.pass_.name, text, meta)
 
     def _text(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
@@ -185,11 +218,12 @@ def standard_instruments(
     run_dir: RunDir | None,
     print_graph: PrintGraph,
     sink: EventSink | None = None,
+    selection: Selection | None = None,
 ) -> tuple[Any, ...]:
     """What a compile with these options looks on with: `Verify` first, then `Dumper`."""
     found: list[Any] = []
     if verify:
         found.append(Verify(sink=sink))
     if run_dir is not None:
-        found.append(Dumper(run_dir, print_graph))
+        found.append(Dumper(run_dir, print_graph, selection))
     return tuple(found)
