@@ -33,9 +33,7 @@ def dumped(folder: Path, act: Callable[[dict[str, Any]], None]) -> dict[str, lis
     torch.manual_seed(0)
     act(OPTIONS | {"run_dir": str(folder)})
     path = process_run(folder).path
-    return {
-        graph.name: sorted(graph.glob("*.ir")) for graph in sorted((path / "graphs").iterdir())
-    }
+    return {graph.name: sorted(graph.glob("*.ir")) for graph in sorted((path / "graphs").iterdir())}
 
 
 def check(states: dict[str, list[Path]]) -> None:
