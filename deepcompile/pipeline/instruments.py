@@ -114,6 +114,7 @@ class Dumper:
         self._run_dir = run_dir
         self._print_graph = print_graph
         self._selection = selection or Selection()
+        self._last: tuple[GraphModule, str] | None = None
 
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """Keep state 000, once per graph."""
@@ -136,6 +137,11 @@ class Dumper:
         self._run_dir.graph_state(name, application.index, application.pass_.name, text, meta)
 
     def _text(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
+        if self._last is None or self._last[0] is not graph:
+            self._last = graph, self._printed(graph, graph_name, kind)
+        return self._last[1]
+
+    def _printed(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
         try:
             return self._print_graph(graph, kind=kind)
         except Exception as error:  # a graph we cannot print must not stop the compile
