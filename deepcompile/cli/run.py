@@ -58,9 +58,9 @@ def run_model(
     """Run MODEL in eager and compiled: errors, times, memory, graphs, fallbacks.
 
     MODEL is file.py:factory, pkg.mod:factory or demo:NAME; a factory returns a model and a tuple of
-    inputs. Each output, each gradient (of the sum of outputs) and each buffer that is written is
-    compared; its error may be rtol times its largest magnitude, plus atol. Exits with 1 when one
-    differs by more, and with 3 when the model fails.
+    inputs. Each output, each gradient (of a weighted sum of outputs) and each buffer that is
+    written is compared; its error may be rtol times its largest magnitude, plus atol. Exits with 1
+    when one differs by more, and with 3 when the model fails.
     """
     root = None
     given: dict[str, Any] = dict(choice.options)

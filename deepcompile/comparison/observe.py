@@ -27,7 +27,10 @@ def observe(
     train: bool | None,
     model: Callable[..., Any],
 ) -> Observed:
-    """Call `function` once, and backward from the sum of its outputs.
+    """Call `function` once, and backward from a weighted sum of its outputs.
+
+    The weights are the same for every call; a plain sum would hide much: that of a softmax has no
+    gradient at all.
 
     Args:
         args: its inputs, which it may write into.
@@ -37,7 +40,7 @@ def observe(
     buffers = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
     watched = {f"buffer {name}": tensor for name, tensor in buffers.items()}
     watched |= {f"input {n}": tensor for n, tensor in enumerate(tensors_in(args))}
-    versions = {name: tensor._version for name, tensor in watched.items()}
+    before = {name: tensor.detach().clone() for name, tensor in watched.items()}
     with torch.set_grad_enabled(train is not False):
         outputs = tensors_in(function(*args))
         wanted = [tensor for tensor in outputs if tensor.requires_grad]
@@ -45,7 +48,7 @@ def observe(
     written = {
         name: tensor.detach().clone()
         for name, tensor in watched.items()
-        if tensor._version != versions[name]
+        if not torch.equal(tensor, before[name])
     }
     return Observed(
         {f"output {n}": tensor.detach().clone() for n, tensor in enumerate(outputs)},
@@ -60,13 +63,23 @@ def _gradients(
     leaves = leaves_of(outputs)
     if not leaves:
         return {}
-    sums = [t.abs().sum() if t.is_complex() else t.sum() for t in outputs]
+    weights = [_weights(tensor, number) for number, tensor in enumerate(outputs)]
     names = {id(tensor): f"input {n}" for n, tensor in enumerate(tensors_in(args))}
     if isinstance(model, nn.Module):
         names |= {id(tensor): name for name, tensor in model.named_parameters()}
-    made = torch.autograd.grad(sums, leaves, allow_unused=True)
+    made = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
     return {
         f"gradient of {names.get(id(leaf), f'leaf {number}')}": gradient.detach()
         for number, (leaf, gradient) in enumerate(zip(leaves, made, strict=True))
         if gradient is not None
     }
+
+
+def _weights(output: Tensor, seed: int) -> Tensor:
+    """What the gradient of an output is taken to be; of a loss it is 1."""
+    if output.dim() == 0:
+        return torch.ones_like(output)
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.complex64 if output.is_complex() else torch.float32
+    made = torch.randn(output.shape, generator=generator, dtype=wide)
+    return made.to(device=output.device, dtype=output.dtype)

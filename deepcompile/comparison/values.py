@@ -12,9 +12,11 @@ from torch import Tensor
 from deepcompile.comparison.observe import Observed
 from deepcompile.pipeline.execute import TOLERANCE
 
-_QUIET = 1e-3
-"""Of the largest gradient: what is smaller all over is taken to be as large, for it may be no more
-than rounding errors of larger numbers."""
+_QUIET = 1e-2
+_ROUNDINGS = 8
+"""A gradient that is small all over, beside the largest one, may be no more than rounding errors of
+larger numbers. So it is taken for at least this share of the largest one, and where the tolerance
+is near to the last digit for so many units of that digit."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,13 @@ class Tolerance:
     rtol: float | None = None
     atol: float = 0.0
 
-    def allowed(self, dtype: torch.dtype, largest: float) -> float:
-        """The largest absolute error for numbers of this size."""
+    def allowed(self, dtype: torch.dtype, largest: float, beside: float = 0.0) -> float:
+        """The largest absolute error for numbers of this size beside others that are larger."""
         rtol = TOLERANCE.get(dtype, 0.0) if self.rtol is None else self.rtol
-        return self.atol + rtol * largest
+        least = _QUIET * rtol
+        if dtype.is_floating_point or dtype.is_complex:
+            least = min(max(least, _ROUNDINGS * torch.finfo(dtype).eps), rtol)
+        return self.atol + max(rtol * largest, least * beside)
 
 
 @dataclass(frozen=True)
@@ -59,24 +64,24 @@ class Difference:
 
 def differences(expected: Observed, actual: Observed, tolerance: Tolerance) -> Iterator[Difference]:
     """One for each tensor, in order: outputs, gradients, what was written into."""
-    quiet = _QUIET * max(map(_largest, expected.gradients.values()), default=0.0)
-    for one, other, least in (
+    beside = max(map(_largest, expected.gradients.values()), default=0.0)
+    for one, other, most in (
         (expected.outputs, actual.outputs, 0.0),
-        (expected.gradients, actual.gradients, quiet),
+        (expected.gradients, actual.gradients, beside),
         (expected.written, actual.written, 0.0),
     ):
-        yield from _of_group(one, other, tolerance, least)
+        yield from _of_group(one, other, tolerance, most)
 
 
 def _of_group(
     expected: Mapping[str, Tensor],
     actual: Mapping[str, Tensor],
     tolerance: Tolerance,
-    least: float,
+    beside: float,
 ) -> Iterator[Difference]:
     for name in dict.fromkeys((*expected, *actual)):
         if name in expected and name in actual:
-            yield _compare(name, expected[name], actual[name], tolerance, least)
+            yield _compare(name, expected[name], actual[name], tolerance, beside)
             continue
         tensor, where = (
             (expected[name], "only in eager")
@@ -87,11 +92,11 @@ def _of_group(
 
 
 def _compare(
-    name: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, least: float
+    name: str, expected: Tensor, actual: Tensor, tolerance: Tolerance, beside: float
 ) -> Difference:
     shape = tuple(expected.shape)
     largest = _largest(expected)
-    allowed = tolerance.allowed(expected.dtype, max(largest, least))
+    allowed = tolerance.allowed(expected.dtype, largest, beside)
 
     def found(error: float | None, problem: str) -> Difference:
         relative = (

@@ -113,7 +113,7 @@ def undisturbed(model: Callable[..., Any]) -> Iterator[None]:
     modules = list(dict.fromkeys(m for root in _roots(model) for m in root.modules()))
     states = [_ModuleState.of(module) for module in modules]
     held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-    values = [(t, t._version, t.detach().clone()) for t in dict.fromkeys(held) if t is not None]
+    values = [(t, t.detach().clone()) for t in dict.fromkeys(held) if t is not None]
     numbers = random.getstate()
     try:
         with torch.random.fork_rng():
@@ -123,8 +123,9 @@ def undisturbed(model: Callable[..., Any]) -> Iterator[None]:
         for state in states:
             state.restore()
         with torch.no_grad():
-            for tensor, version, value in values:
-                if tensor._version != version:
+            # By value: some ops write without a new version, as batch norm into its averages.
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
                     tensor.copy_(value)
 
 

@@ -6,7 +6,7 @@
       %x : f32[s0, 4] = placeholder
       %w : f32[4, 4]{1, 4} = placeholder {static}
       %mm : f32[s0, 4] = aten.mm.default(%x, %w) {recompute=must_save}  # model.py:12
-      %k : (f32[s0, 4],) = kernel @k0(%mm, %n)  # model.py:13
+      %k : (f32[s0, 4]) = kernel @k0(%mm, %n)  # model.py:13
       %getitem : f32[s0, 4] = getitem(%k, 0)  # model.py:13
       return (%getitem, none)
       kernel @k0(in x: f32[s0, 4], out y: f32[s0, 4]) {

@@ -286,9 +286,11 @@ def process_run(root: str | os.PathLike[str], **fields: Any) -> RunDir:
 
     All graphs that one process compiles into one root share a run, which ends with the process.
     """
-    holder = _open_run(os.path.abspath(root), os.getpid())
+    # The program may go to another directory before it ends.
+    place = os.path.abspath(root)
+    holder = _open_run(place, os.getpid())
     if not holder:
-        holder.append(RunDir.create(root, **fields))
+        holder.append(RunDir.create(place, **fields))
         atexit.register(_finish_at_exit, holder[0])
     return holder[0]
 

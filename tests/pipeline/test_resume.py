@@ -131,6 +131,7 @@ def test_optimizer(tmp_path: Path) -> None:
     check(states)
 
 
+@pytest.mark.slow
 def test_memory_budget(tmp_path: Path) -> None:
     module, x = blocks(), rows()
     budget = smallest(module, x)
