@@ -26,6 +26,7 @@ SUITES = (
     "rows",
     "compile",
     "crosscompile",
+    "dumping",
     "launch",
     "optimizer",
     "step",

@@ -46,7 +46,7 @@ from .options import Options
 from .passes.partition.marked import gather_again, has_markers, plan_of
 from .passes.partition.plain import axes_of, mark_whole
 from .pipeline.collector import collector_paused
-from .pipeline.instruments import standard_instruments
+from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
@@ -133,6 +133,7 @@ class _Compiler:
         self.share = share
         set_levels(options)
         self.pipeline = Pipeline.of(options)
+        self.selection = Selection(options.dump)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
         self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
@@ -260,7 +261,11 @@ class _Compiler:
         self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str, first_index: int = 1
     ) -> GraphModule:
         instruments = standard_instruments(
-            self.options.verify, self.run_dir, print_graph, sink=self.note
+            self.options.verify,
+            self.run_dir,
+            print_graph,
+            sink=self.note,
+            selection=self.selection,
         )
         instruments += torch_instruments(print_graph)
         reports = self.report if self.recordings or self.run_dir is not None else None

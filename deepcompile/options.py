@@ -253,6 +253,12 @@ class Options:
     run_dir: str | None = _option(
         None, _path, "path", "Directory in which each run leaves its graphs, kernels and events."
     )
+    dump: Literal["none", "changed", "all"] = _option(
+        "changed",
+        _choice("none", "changed", "all"),
+        "none|changed|all",
+        "Which states of a graph a run directory keeps as text: none, changed ones, or all.",
+    )
     strict: bool = _option(
         False, _bool, "bool", "Raise when a part fails to compile, instead of running it in eager."
     )

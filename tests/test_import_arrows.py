@@ -32,7 +32,19 @@ ALLOWED: dict[str, set[str]] = {
     "backend": COMPILER | {"budget", "recording"},
     "explanation": COMPILER | {"backend", "budget", "recording", "inspect"},
     "crosscompile": COMPILER | {"backend", "recording"},
-    "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo", "parallel"},
+    "dumping": COMPILER | {"backend", "recording"},
+    "comparison": COMPILER | {"backend", "explanation", "recording"},
+    "cli": COMPILER
+    | {
+        "backend",
+        "comparison",
+        "crosscompile",
+        "demo",
+        "dumping",
+        "explanation",
+        "inspect",
+        "parallel",
+    },
     "demo": {"inspect"},
     "__main__": {"cli"},
 }

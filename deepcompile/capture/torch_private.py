@@ -297,3 +297,14 @@ def keeps_saved_tensors() -> bool:
     if torch._C._current_graph_task_id() == -1:  # compiled autograd lets go of them itself
         return False
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def failed_guards() -> list[tuple[str, str]]:
+    """Why Dynamo compiled functions again since it was reset: the function, and its reason."""
+    from torch._dynamo.utils import guard_failures
+
+    return [
+        (code.co_name, str(reason))
+        for code, reasons in guard_failures.items()
+        for reason in reasons
+    ]

@@ -30,6 +30,11 @@ from deepcompile.inspect.safe_files import visible
 
 _COMMANDS = {
     "passes": ("deepcompile.cli.passes:passes", "List and describe passes and the pipeline."),
+    "run": ("deepcompile.cli.run:run_model", "Run a model in eager and compiled, and compare."),
+    "train": ("deepcompile.cli.train:train", "Train a demo in eager and compiled, and compare."),
+    "explain": ("deepcompile.cli.explain:explain", "Tell what became of a model, and why."),
+    "dump": ("deepcompile.cli.dump:dump", "Compile a model and keep every state of its graphs."),
+    "opt": ("deepcompile.cli.opt:opt", "Run passes on the text of a graph."),
     "options": ("deepcompile.cli.options:options", "List the options of a compile."),
     "compile": ("deepcompile.cli.compile:compile_model", "Make kernels for a GPU, without one."),
     "show": ("deepcompile.cli.show:show", "A graph after a pass, or what is around a node."),

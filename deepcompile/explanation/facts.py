@@ -73,6 +73,18 @@ class GraphBreak:
     reason: str
     origin: str | None
     count: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What runs in eager, why, from which line of the user, and what can be done."""
+
+    where: str
+    reason: str
+    origin: str | None
+    count: int
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,7 @@ class Explanation:
         measured_peak: bytes of one step of all graphs, with what is pinned as predicted; None
             without a budget, or where it cannot be measured.
         sharding: one entry a graph that reads parameters of a mesh.
+        distinct_fallbacks: `fallbacks` by reason and line, with advice.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -185,6 +198,7 @@ class Explanation:
     budgets: tuple[BudgetFacts, ...] = ()
     measured_peak: int | None = None
     sharding: tuple[ShardingFacts, ...] = ()
+    distinct_fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -266,6 +280,10 @@ class Explanation:
                 yield f"  and {len(rows) - len(shown)} more"
         if cut:
             yield "\nEverything: explain(...).details()"
+
+    def summary(self) -> str:
+        """The first lines of the page: counts, bytes, seconds."""
+        return "\n".join(self._summary())
 
     def _summary(self) -> Iterator[str]:
         if not self.graphs and not self.fallbacks:

@@ -137,6 +137,11 @@ class RunDir:
         if self._rank == 0:
             _replace(root / "latest", self.path.name + "\n")
 
+    @property
+    def status(self) -> str:
+        """`running`, or how the run ended."""
+        return str(self._info["status"])
+
     def has_graph(self, graph: str) -> bool:
         """Whether a state of this graph has been kept."""
         return graph in self._graphs
@@ -296,20 +301,31 @@ def process_run(root: str | os.PathLike[str], **fields: Any) -> RunDir:
 
     All graphs that one process compiles into one root share a run, which ends with the process.
     """
-    holder = _open_run(os.path.abspath(root), os.getpid())
+    # The program may go to another directory before it ends.
+    place = os.path.abspath(root)
+    holder = _open_run(place, os.getpid())
     if not holder:
-        holder.append(RunDir.create(root, **fields))
+        holder.append(RunDir.create(place, **fields))
         atexit.register(_finish_at_exit, holder[0])
     return holder[0]
 
 
+def open_run(root: str | os.PathLike[str]) -> RunDir | None:
+    """The run that this process has under `root` already."""
+    holder = _open_run(os.path.abspath(root), os.getpid())
+    return holder[0] if holder else None
+
+
 def _finish_at_exit(run: RunDir) -> None:
+    if run.status != "running":
+        return
     # Python keeps the exception that ended the process here, before it runs exit handlers.
     error = getattr(sys, "last_value", None)
     if error is None:
         run.finish("ok")
     else:
-        run.finish("failed", error=f"{type(error).__name__}: {error}")
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        run.finish(status, error=f"{type(error).__name__}: {error}")
 
 
 def _state_line(index: int, name: str, where: str | None, meta: Mapping[str, Any]) -> str:
@@ -380,7 +396,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _script_name() -> str:
-    stem = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    # A package run with -m is its __main__.py.
+    stem = script.parent.name if script.stem == "__main__" else script.stem
     return stem if stem and stem != "-c" else "python"
 
 

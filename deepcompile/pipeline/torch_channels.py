@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deepcompile.pipeline import torch_logs, torch_trace
+from deepcompile.pipeline.instruments import PrintGraph
 from deepcompile.pipeline.manager import Instrument
 from deepcompile.pipeline.protocol import GraphKind
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
-def torch_instruments(print_graph: Callable[[GraphModule], str]) -> tuple[Instrument, ...]:
+def torch_instruments(print_graph: PrintGraph) -> tuple[Instrument, ...]:
     """What looks on for torch's channels; nothing where nobody listens."""
     found: list[Instrument] = []
     printed = partial(_printed, print_graph)
@@ -26,9 +27,9 @@ def torch_instruments(print_graph: Callable[[GraphModule], str]) -> tuple[Instru
     return tuple(found)
 
 
-def _printed(print_graph: Callable[[GraphModule], str], graph: GraphModule, kind: GraphKind) -> str:
+def _printed(print_graph: PrintGraph, graph: GraphModule, kind: GraphKind) -> str:
     try:
-        return print_graph(graph)
+        return print_graph(graph, kind=kind)
     except Exception as error:  # a graph we cannot print must not stop the compile
         reason = f"{type(error).__name__}: {error}"
         return f"# cannot be printed: {reason}\n# torch's own text:\n{graph.graph}\n"

@@ -111,6 +111,13 @@ def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "joint(needed),graph(fold)\n"
     assert run(["passes", "pipeline", "fold{max-ops=64}"]) == Exit.OK
     assert capsys.readouterr().out == "joint(needed),graph(fold)\n"
+    assert run(["passes", "pipeline", "--upto", "needed"]) == Exit.OK
+    assert capsys.readouterr().out == "joint(needed),graph()\n"
+    assert run(["passes", "pipeline", "--upto", "graph:needed"]) == Exit.USAGE
+    assert "unknown pass of this pipeline: 'graph:needed'" in capsys.readouterr().err
+    assert run(["passes", "pipeline", "--target", "cuda", "--json"]) == Exit.OK
+    document = json.loads(capsys.readouterr().out)
+    assert (document["target"], document["kernels"]) == ("cuda", "Triton")
 
 
 def test_options_show_what_is_in_force(
@@ -270,6 +277,13 @@ COMMANDS = [
     ["passes", "pipeline"],
     ["options"],
     ["cache", "size"],
+    ["passes", "show", "fuse-rows"],
+    ["passes", "pipeline", "--upto", "joint:canonicalise"],
+    ["run", "--help"],
+    ["train", "--help"],
+    ["explain", "--help"],
+    ["dump", "--help"],
+    ["opt", "--help"],
     ["runs", "--help"],
     ["doctor"],
 ]

@@ -121,7 +121,7 @@ def test_nothing_is_printed_where_nobody_listens(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unprintable_graph_is_torch_s_own_text(trace: Trace) -> None:
-    (instrument,) = torch_channels.torch_instruments(lambda graph: str(1 / 0))
+    (instrument,) = torch_channels.torch_instruments(lambda graph, kind: str(1 / 0))
     graph = torch.fx.symbolic_trace(lambda x: x + 1)
     instrument.before_passes("g9_forward", "forward", graph)
     text = trace.artifacts()["deepep_000_input_g9_forward"] or ""
