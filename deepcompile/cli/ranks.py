@@ -10,9 +10,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO
 
 import click
+
+import deepcompile
 
 _POLL = 0.1
 
@@ -30,7 +33,14 @@ def run_ranks(arguments: Sequence[str], count: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    path = [str(Path(deepcompile.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    common = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # This very package, wherever the ranks look for it.
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
     children: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
