@@ -30,7 +30,7 @@ from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import end_of
 from .capture.opaque_inputs import without_opaque_inputs
-from .capture.torch_private import exceptions_meant_for_dynamo
+from .capture.torch_private import exceptions_meant_for_dynamo, modules_in_reach
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program
@@ -45,7 +45,7 @@ from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .options import Options
 from .passes.partition.marked import gather_again, has_markers, plan_of
-from .passes.partition.plain import axes_of, mark_whole
+from .passes.partition.plain import axes_of, given_inputs, mark_whole
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
 from .pipeline.manager import PassManager
@@ -57,6 +57,7 @@ from .recording import recording as recording
 from .runtime.build import BuildFailed, build, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
 from .runtime.collectives.agreement import agreed_in_world
+from .runtime.collectives.eager_gradients import GraphParameters
 from .runtime.collectives.graph_collectives import fingerprint_of
 from .runtime.collectives.start import members_of
 from .runtime.device import (
@@ -133,6 +134,7 @@ class _Compiler:
         self.pipeline = Pipeline.of(options)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
+        self._parameters = GraphParameters(())
         self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
@@ -159,6 +161,7 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
+        self._parameters = GraphParameters(example_inputs)
         compiled = compile_through_aot(
             gm,
             example_inputs,
@@ -309,7 +312,8 @@ class _Compiler:
         with collector_paused():
             gm, done = self._lowered(gm, compiled)
             run = with_opaque(self._compile_graph(gm, compiled, kind, done))
-        return self._agreed(run, gm, compiled.name)
+        run = self._agreed(run, gm, compiled.name)
+        return self._parameters.averaging(run) if kind == "backward" else run
 
     def _lowered(self, gm: GraphModule, compiled: CompiledGraph) -> tuple[GraphModule, int]:
         """The graph that ranks of a mesh agree on, and how many passes made it.
@@ -329,8 +333,12 @@ class _Compiler:
         return gm, len(self.pipeline.joint)
 
     def _mark_by_option(self, gm: GraphModule) -> None:
-        if self.options.mesh is not None and not has_markers(gm.graph):
-            mark_whole(gm.graph, axes_of(self.options.mesh))
+        if self.options.mesh is None or has_markers(gm.graph):
+            return
+        axes = axes_of(self.options.mesh)
+        averaged = mark_whole(gm.graph, axes)
+        count = len(given_inputs(gm.graph))
+        self._parameters.watch(modules_in_reach(), axes, averaged, count)
 
     def _agreed(self, run: Callable[..., Any], gm: GraphModule, name: str) -> Callable[..., Any]:
         """Ranks compare the collectives that they have in common when a graph is first run."""

@@ -150,6 +150,31 @@ class Convolutions(nn.Module):
         return F.cross_entropy(self.head(x), labels)
 
 
+class Eager(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).tanh()
+
+
+class Broken(nn.Module):
+    """A module in eager, a weight that is read in eager and in a graph, one that forward writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.eager, self.last = nn.Linear(8, 8), Eager(), nn.Linear(8, 8)
+        self.last.weight = self.eager.linear.weight
+
+    def forward(self, x: Tensor, version: int) -> Tensor:
+        with torch.no_grad():
+            self.first.weight.clamp_(-0.2, 0.2)
+        x = self.last(self.eager(self.first(x)))
+        return (x * 2 if version == 1 else x).square().mean()
+
+
 LLAMA = {"embedding.weight": "S(0)", "head.weight": "S(0)"} | {
     f"layers.0.{name}.weight": where
     for name, where in {
@@ -509,6 +534,21 @@ def shared_work(rank: int) -> None:
         close(got.grad, other.grad, "gradient")
 
 
+def gradients_of_eager_code(rank: int) -> None:
+    """Whole parameters: averaged too, also those of a frame that is not compiled once more."""
+    torch._dynamo.reset()
+    twin, model = make(Broken), make(Broken)
+    run = torch.compile(model, backend="deepep", options={"mesh": {"dp": RANKS}})
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    with torch._dynamo.config.patch(recompile_limit=1), recording() as record:
+        for version in (0, 0, 1):
+            twin(x, version).backward()
+            run(x.chunk(RANKS)[rank], version).backward()
+            for (name, got), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+                close(got.grad, other.grad, f"{name} of version {version}")
+    assert "graph-break" in [event for event, _ in record.events]
+
+
 def cannot_be_captured(rank: int) -> None:
     """With whole parameters eager would average nothing, so it does not take over."""
     for mesh, what in (({"tp": 3}, "3 ranks, but there are 2"), ("dp=1,tp=2", "")):
@@ -640,7 +680,7 @@ CASES = {
     for case in (
         llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
         with_a_memory_budget, with_a_tight_memory_budget, inference, parts_of_a_model,
-        whole_parameters, shared_work, cannot_be_captured,
+        whole_parameters, shared_work, gradients_of_eager_code, cannot_be_captured,
         fallback, fallback_of_one_rank, pass_fails, pass_left_out, longer_batches,
         verified, verified_to_be_wrong, inputs_that_differ,
     )
