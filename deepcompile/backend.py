@@ -44,7 +44,7 @@ from .ir.collectives import communicates
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
 from .options import Options
-from .passes.partition.marked import gather_again, has_markers, plan_of
+from .passes.partition.marked import CommonInputs, common_inputs, gather_again, has_markers, plan_of
 from .passes.partition.plain import axes_of, given_inputs, mark_whole
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import standard_instruments
@@ -123,6 +123,8 @@ class _Compiler:
     planned: tuple[BudgetReport, Menu] | None = None
     plan = ""
     """Of parameters on a mesh, as ranks compare it."""
+    common: tuple[CommonInputs, ...] = ()
+    """What ranks of tensor axes are given alike."""
 
     def __init__(
         self, options: Options, ledger: Ledger | None = None, share: Share | None = None
@@ -290,7 +292,7 @@ class _Compiler:
         """Passes on forward and backward together, before they are split."""
         name = self._graph_name("joint")
         self._mark_by_option(joint)
-        self.plan = plan_of(joint.graph)
+        self.plan, self.common = plan_of(joint.graph), common_inputs(joint.graph)
         joint = self._run_passes(self.pipeline.joint, joint, "joint", name)
         gather_again(joint.graph)
         return joint
@@ -327,7 +329,7 @@ class _Compiler:
         if not has_markers(gm.graph):
             return gm, 0
         start = time.perf_counter()
-        self.plan = plan_of(gm.graph)
+        self.plan, self.common = plan_of(gm.graph), common_inputs(gm.graph)
         gm = self._run_passes(self.pipeline.joint, gm, compiled.kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         return gm, len(self.pipeline.joint)
@@ -338,7 +340,8 @@ class _Compiler:
         axes = axes_of(self.options.mesh)
         averaged = mark_whole(gm.graph, axes)
         count = len(given_inputs(gm.graph))
-        self._parameters.watch(modules_in_reach(), axes, averaged, count)
+        of_data = tuple((axis.group, axis.size) for axis in axes if axis.is_data and axis.size > 1)
+        self._parameters.watch(modules_in_reach(), of_data, averaged, count)
 
     def _agreed(self, run: Callable[..., Any], gm: GraphModule, name: str) -> Callable[..., Any]:
         """Ranks compare the collectives that they have in common when a graph is first run."""
@@ -346,7 +349,8 @@ class _Compiler:
             return run
         if not (dist.is_available() and dist.is_initialized()):
             return run
-        return agreed_in_world(run, fingerprint_of(gm, name, self.plan, members_of))
+        fingerprint = fingerprint_of(gm, name, self.plan, members_of, common=self.common)
+        return agreed_in_world(run, fingerprint)
 
     def _compile_graph(
         self, gm: GraphModule, compiled: CompiledGraph, kind: Kind, done: int

@@ -25,7 +25,8 @@ from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from deepcompile.capture.markers import MarkerAxis
+Axes = tuple[tuple[str, int], ...]
+"""Names of process groups and their sizes."""
 
 
 @dataclass
@@ -33,12 +34,12 @@ class _Watched:
     """A parameter that has a hook.
 
     Attributes:
-        axes: those of data, of several ranks.
+        axes: those of data.
         tied: whether it has several names.
         averaged_in: the backward pass in which a compiled graph has averaged its gradient.
     """
 
-    axes: tuple[MarkerAxis, ...]
+    axes: Axes
     tied: bool = False
     averaged_in: int = -1
 
@@ -47,15 +48,15 @@ class _Watched:
         if self.averaged_in == torch._C._current_graph_task_id() and not self.tied:
             return
         assert parameter.grad is not None
-        for axis in self.axes:
-            parameter.grad.div_(axis.size)  # first, as in DDP: for float16
-            dist.all_reduce(parameter.grad, group=_resolve_process_group(axis.group))  # type: ignore[arg-type]
+        for group, size in self.axes:
+            parameter.grad.div_(size)  # first, as in DDP: for float16
+            dist.all_reduce(parameter.grad, group=_resolve_process_group(group))  # type: ignore[arg-type]
 
 
 _WATCHED: Any = WeakIdKeyDictionary()
 
 
-def _watch(parameter: Tensor, axes: tuple[MarkerAxis, ...], tied: bool = False) -> None:
+def _watch(parameter: Tensor, axes: Axes, tied: bool = False) -> None:
     if not (parameter.requires_grad and parameter.is_leaf) or isinstance(parameter, DTensor):
         return
     watched = _WATCHED.get(parameter)
@@ -80,7 +81,7 @@ class GraphParameters:
     def watch(
         self,
         models: Iterable[nn.Module],
-        axes: Sequence[MarkerAxis],
+        axes: Axes,
         averaged: Iterable[int],
         inputs: int,
     ) -> None:
@@ -88,20 +89,19 @@ class GraphParameters:
 
         Args:
             models: in reach of the compiled function; their parameters, and those of the graph.
-            axes: of the mesh.
+            axes: those of data, of several ranks.
             averaged: positions of inputs whose gradients the backward graph averages.
             inputs: how many there are after tracing; with fewer, positions say nothing.
         """
-        of_data = tuple(axis for axis in axes if axis.is_data and axis.size > 1)
-        if not of_data:
+        if not axes:
             return
         for ref in self._held:
             if ref is not None and (parameter := ref()) is not None:
-                _watch(parameter, of_data)
+                _watch(parameter, axes)
         for model in models:
             seen: set[int] = set()
             for _, parameter in model.named_parameters(remove_duplicate=False):
-                _watch(parameter, of_data, tied=id(parameter) in seen)
+                _watch(parameter, axes, tied=id(parameter) in seen)
                 seen.add(id(parameter))
         if inputs == len(self._held):
             refs = [self._held[position] for position in averaged]
