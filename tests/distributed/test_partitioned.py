@@ -150,6 +150,19 @@ class Convolutions(nn.Module):
         return F.cross_entropy(self.head(x), labels)
 
 
+class Experts(nn.Module):
+    """The gradient of `weight` comes out transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH)
+        self.weight = nn.Parameter(torch.randn(4, WIDTH, 2 * WIDTH) / WIDTH)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens).flatten(0, 1)
+        return torch.einsum("nw,ewf->enf", x, self.weight).relu().square().mean()
+
+
 class Eager(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -404,6 +417,18 @@ def convolutions(rank: int) -> None:
     record, _, _ = train_and_compare(rank, Convolutions, "tp", CONVOLUTIONS, images)
     all_compiled(record)
     collectives_stay(record)
+
+
+def experts(rank: int) -> None:
+    """Gradients of any strides, planned and, with symbolic sizes, not."""
+    for dynamic in (False, True):
+        torch._dynamo.reset()
+        twin, model = make(Experts), make(Experts)
+        deepcompile.parallelize(model, RANKS, plan={"weight": "S(0)"})
+        loss = torch.compile(model, backend="deepep", dynamic=dynamic)(*tokens(0))
+        loss.backward()
+        twin(*tokens(0)).backward()
+        compare_gradients(model, twin)
 
 
 def dropout(rank: int) -> None:
@@ -679,7 +704,8 @@ def inputs_that_differ(rank: int) -> None:
 CASES = {
     case.__name__: case
     for case in (
-        llama, gpt_with_tied_weights, convolutions, dropout, data_parallel, sharded_data_parallel,
+        llama, gpt_with_tied_weights, convolutions, experts, dropout, data_parallel,
+        sharded_data_parallel,
         with_a_memory_budget, with_a_tight_memory_budget, inference, parts_of_a_model,
         whole_parameters, shared_work, gradients_of_eager_code, cannot_be_captured,
         fallback, fallback_of_one_rank, pass_fails, pass_left_out, longer_batches,
