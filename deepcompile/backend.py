@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
@@ -39,12 +38,11 @@ from .cost.gemm import GemmChoice, default_gemm_choice
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
-from .ir.collectives import communicates
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
+from .on_mesh import OnMesh
 from .options import Options
-from .passes.partition.marked import gather_again, has_markers, plan_of
-from .passes.partition.plain import axes_of, mark_whole
+from .passes.partition.marked import gather_again
 from .pipeline.collector import collector_paused
 from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
@@ -57,9 +55,6 @@ from .recording import Recording as Recording
 from .recording import recording as recording
 from .runtime.build import BuildFailed, build, flags_of, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
-from .runtime.collectives.agreement import agreed_in_world
-from .runtime.collectives.graph_collectives import fingerprint_of
-from .runtime.collectives.start import members_of
 from .runtime.device import (
     cannot_generate,
     check_devices,
@@ -122,8 +117,6 @@ class _Compiler:
     expected_sizes: Mapping[str, int] | None = None
     """Sizes that memory was planned for, by symbol."""
     planned: tuple[BudgetReport, Menu] | None = None
-    plan = ""
-    """Of parameters on a mesh, as ranks compare it."""
 
     def __init__(
         self, options: Options, ledger: Ledger | None = None, share: Share | None = None
@@ -136,6 +129,7 @@ class _Compiler:
         self.selection = Selection(options.dump)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
+        self.on_mesh = OnMesh(options, ())
         self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
@@ -162,6 +156,7 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
+        self.on_mesh = OnMesh(self.options, example_inputs)
         began, start = time.time(), time.perf_counter()
         compiled = compile_through_aot(
             gm,
@@ -296,8 +291,7 @@ class _Compiler:
     def run_joint_passes(self, joint: GraphModule) -> GraphModule:
         """Passes on forward and backward together, before they are split."""
         name = self._graph_name("joint")
-        self._mark_by_option(joint)
-        self.plan = plan_of(joint.graph)
+        self.on_mesh.enter(joint)
         joint = self._run_passes(self.pipeline.joint, joint, "joint", name)
         gather_again(joint.graph)
         return joint
@@ -319,7 +313,7 @@ class _Compiler:
         with collector_paused():
             gm, done = self._lowered(gm, compiled)
             run = with_opaque(self._compile_graph(gm, compiled, kind, done))
-        return self._agreed(named_in_profiles(run, compiled.name), gm, compiled.name)
+        return self.on_mesh.run(named_in_profiles(run, compiled.name), gm, compiled.name, kind)
 
     def _lowered(self, gm: GraphModule, compiled: CompiledGraph) -> tuple[GraphModule, int]:
         """The graph that ranks of a mesh agree on, and how many passes made it.
@@ -329,26 +323,12 @@ class _Compiler:
         """
         if compiled.kind != "inference":
             return gm, 0
-        self._mark_by_option(gm)
-        if not has_markers(gm.graph):
+        if not self.on_mesh.enter(gm):
             return gm, 0
         start = time.perf_counter()
-        self.plan = plan_of(gm.graph)
         gm = self._run_passes(self.pipeline.joint, gm, compiled.kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         return gm, len(self.pipeline.joint)
-
-    def _mark_by_option(self, gm: GraphModule) -> None:
-        if self.options.mesh is not None and not has_markers(gm.graph):
-            mark_whole(gm.graph, axes_of(self.options.mesh))
-
-    def _agreed(self, run: Callable[..., Any], gm: GraphModule, name: str) -> Callable[..., Any]:
-        """Ranks compare the collectives that they have in common when a graph is first run."""
-        if not any(communicates(node.target) for node in gm.graph.nodes):
-            return run
-        if not (dist.is_available() and dist.is_initialized()):
-            return run
-        return agreed_in_world(run, fingerprint_of(gm, name, self.plan, members_of))
 
     def _compile_graph(
         self, gm: GraphModule, compiled: CompiledGraph, kind: Kind, done: int

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
+from torch._dynamo import symbolic_convert
 from torch._dynamo.exc import (
     RestartAnalysis,
     ShortenTraceback,
@@ -51,6 +54,7 @@ __all__ = [
     "flatten_graph_inputs",
     "graph_module",
     "hidden_from_dynamo",
+    "modules_in_reach",
     "mutated_input_indices",
     "split_joint_graph",
     "static_input_indices",
@@ -155,6 +159,27 @@ def current_frame() -> tuple[int | None, Hashable]:
     if context is None or context.compile_id is None:
         return None, None
     return context.compile_id.frame_id, (context.compile_id, context.attempt)
+
+
+def modules_in_reach() -> list[nn.Module]:
+    """From within a compile of Dynamo's: modules that the function it compiles has by a name.
+
+    That is its arguments and globals that it names, `self` first of all, and their attributes.
+    """
+    translator = getattr(symbolic_convert.tls, "current_tx", None)
+    if translator is None:
+        return []
+    root = translator.output.root_tx
+    values = [*root.f_locals.values()]
+    values += [root.f_globals[name] for name in root.f_code.co_names if name in root.f_globals]
+    found: dict[int, nn.Module] = {}
+    for value in values:
+        is_holder = not isinstance(value, nn.Module | ModuleType | type)
+        attributes = getattr(value, "__dict__", {}).values() if is_holder else ()
+        for one in (value, *attributes):
+            if isinstance(one, nn.Module):
+                found[id(one)] = one
+    return list(found.values())
 
 
 def tracing_once_more(

@@ -43,12 +43,14 @@ def rest_of_run(file: Path) -> Rest:
         raise RunDirError(
             f"{file} is no state of a run (RUN/graphs/GRAPH/NNN_pass.ir); name the passes with -p"
         )
+    if not found.with_suffix(".json").is_file():
+        raise RunDirError(f"{file} has no description beside it (a .json file of the same name)")
     run = read_run(folder)
     for graph in run.graphs:
         for state in graph.states:
             if state.path is not None and state.path.resolve() == found:
                 return _rest(state, graph.states, run.info.get("options") or {})
-    raise RunDirError(f"{file} has no description beside it (a .json file of the same name)")
+    raise RunDirError(f"{file} cannot be read as a state of {folder}")
 
 
 def _rest(state: State, states: Sequence[State], options: Mapping[str, Any]) -> Rest:
