@@ -24,9 +24,12 @@ from deepcompile.cli.run_argument import (
 from deepcompile.cli.terminal import note
 from deepcompile.cli.text import say, say_code
 from deepcompile.errors import RunDirError, unknown_name
+from deepcompile.inspect.program import read_programs
 from deepcompile.inspect.reader import KernelRecord, Run
+from deepcompile.inspect.report.kernels import Row, kernel_rows
 from deepcompile.inspect.safe_files import visible
 from deepcompile.inspect.states import kernel_named
+from deepcompile.options import format_size
 
 _BENCH = "deepcompile.cli.kernels_bench"
 _LATER = ("bench", "repro")
@@ -53,33 +56,73 @@ def kernels() -> None:
     """Generated kernels of a run: where each came from, and its files."""
 
 
-@kernels.command("list", epilog="Example: deepcompile kernels list --graph g0_forward")
+@kernels.command("list", epilog="Example: deepcompile kernels list --sort time --roofline --calls")
 @run_argument
 @click.option("--graph", metavar="NAME", help="Of this graph only.")
+@click.option("--sort", type=click.Choice(["time", "bytes"]), help="Largest first; else in order.")
+@click.option("--calls", is_flag=True, help="Calls of ATen too.")
+@click.option(
+    "--roofline", is_flag=True, help="What part of the time moves bytes, and what part computes."
+)
 @json_option
-def list_kernels(run: str | None, graph: str | None, as_json: bool) -> None:
-    """All kernels of RUN with the ops and the lines of the program that they come from."""
+def list_kernels(
+    run: str | None, graph: str | None, sort: str | None, calls: bool, roofline: bool, as_json: bool
+) -> None:
+    """All kernels of RUN: modelled time, bytes, ops and the lines of the program they come from.
+
+    Times are those of the cost model, for one call; `kernels bench` measures.
+    """
     record = chosen_run(run)
-    found = record.kernels
-    if graph is not None:
-        known = dict.fromkeys([k.graph for k in found] + [g.name for g in record.graphs])
-        if graph not in known:
-            raise RunDirError(f"{unknown_name('graph', graph, known)} in {record.name}")
-        found = tuple(kernel for kernel in found if kernel.graph == graph)
+    known = dict.fromkeys([k.graph for k in record.kernels] + [g.name for g in record.graphs])
+    if graph is not None and graph not in known:
+        raise RunDirError(f"{unknown_name('graph', graph, known)} in {record.name}")
+    programs, problems = read_programs(record.path)
+    rows = [
+        row
+        for row in kernel_rows(record, programs)
+        if graph in (None, row["graph"]) and (calls or row["kind"] == "kernel")
+    ]
+    if sort is not None:
+        rows.sort(key=lambda row: -_size(row, sort))
+    kernels_by_name = {kernel.name: kernel for kernel in record.kernels}
     if as_json:
-        print_json("kernels list", run=str(record.path), kernels=[_document(k) for k in found])
-    else:
-        rows = [
-            (
-                kernel.name,
-                ", ".join(op if n == 1 else f"{op} x{n}" for op, n in _ops(kernel).items()) or "-",
-                ", ".join(kernel.origins) or "-",
-                " ".join(visible(file) for file in kernel.files) or "-",
-            )
-            for kernel in found
+        found = [
+            {**row, **(_document(kernels_by_name[row["name"]]) if row["kind"] == "kernel" else {})}
+            for row in rows
         ]
-        say(table(("KERNEL", "OPS", "FROM", "FILES"), rows))
+        print_json("kernels list", run=str(record.path), kernels=found)
+    else:
+        header, cells = _columns(rows, roofline)
+        say(table(header, cells))
+    for problem in problems:
+        note(problem)
     note_what_is_missing(record)
+
+
+def _size(row: Row, sort: str) -> float:
+    return float(row["seconds"] if sort == "time" else row["read"] + row["written"])
+
+
+def _columns(rows: Sequence[Row], roofline: bool) -> tuple[list[str], list[list[str]]]:
+    total = sum(row["seconds"] for row in rows)
+    header = ["KERNEL", "TIME", "SHARE", "BYTES"]
+    header += ["MOVING", "COMPUTING"] if roofline else []
+    cells = []
+    for row in rows:
+        seconds, bytes_ = row["seconds"], row["read"] + row["written"]
+        cell = [
+            row["name"],
+            f"{1e6 * seconds:.1f} us" if seconds else "-",
+            f"{seconds / total:.1%}" if total and seconds else "-",
+            format_size(int(bytes_)) if bytes_ else "-",
+        ]
+        if roofline:
+            parts = (row["moving"], row["computing"])
+            cell += [f"{part / seconds:.0%}" if seconds else "-" for part in parts]
+        counted = Counter(op.removesuffix(".default") for op in row["ops"])
+        ops = ", ".join(op if n == 1 else f"{op} x{n}" for op, n in counted.items())
+        cells.append([*cell, ops or "-", ", ".join(row["lines"]) or "-"])
+    return [*header, "OPS", "FROM"], cells
 
 
 def _ops(kernel: KernelRecord) -> Counter[str]:

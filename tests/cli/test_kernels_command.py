@@ -21,14 +21,38 @@ pytestmark = pytest.mark.usefixtures("root")
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["kernels", "list"]) is Exit.OK
     header, row, _ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["KERNEL", "OPS", "FROM", "FILES"]
-    assert row.split() == ["g0_forward.k0", "sin,", "cos", "model.py:3",
-                           "k0.ptx", "nest.txt", "source.cpp"]  # fmt: skip
+    assert header.split() == ["KERNEL", "TIME", "SHARE", "BYTES", "OPS", "FROM"]
+    assert row.split() == ["g0_forward.k0", "-", "-", "-", "sin,", "cos", "model.py:3"]
     assert run(["kernels", "list", "--graph", "g1_inference", "--json"]) is Exit.OK
     (kernel,) = json.loads(capsys.readouterr().out)["kernels"]
     assert kernel["name"] == "g1_inference.k0"
+    assert kernel["files"]
     assert run(["kernels", "list", "--graph", "g1_inferenc"]) is Exit.USAGE
     assert "did you mean 'g1_inference'" in capsys.readouterr().err
+
+
+def test_largest_first(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = find_run(root)
+    facts = {"g0_forward": (1e-6, 4096, 1000), "g1_inference": (3e-6, 1024, 9000)}
+    for graph, (seconds, read, operations) in facts.items():
+        file = run_dir / f"kernels/{graph}.k0/meta.json"
+        meta = json.loads(file.read_text()) | {
+            "seconds": seconds, "bytes_read": read, "bytes_written": 0, "operations": operations,
+        }  # fmt: skip
+        file.write_text(json.dumps(meta))
+    names = {}
+    for sort in ("time", "bytes"):
+        assert run(["kernels", "list", "--sort", sort, "--roofline"]) is Exit.OK
+        header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert header[1:6] == ["TIME", "SHARE", "BYTES", "MOVING", "COMPUTING"]
+        names[sort] = [row[0] for row in rows]
+        assert {row[0]: row[3] for row in rows} == {
+            "g0_forward.k0": "25.0%", "g1_inference.k0": "75.0%",
+        }  # fmt: skip
+    assert names == {
+        "time": ["g1_inference.k0", "g0_forward.k0"],
+        "bytes": ["g0_forward.k0", "g1_inference.k0"],
+    }
 
 
 @pytest.mark.parametrize(
