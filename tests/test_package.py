@@ -56,8 +56,12 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {n for n in archive.namelist() if not n.endswith("/")}
-    kept = [p for p in (CHECKOUT / "deepcompile").rglob("*") if p.suffix in (".py", ".h", ".typed")]
-    expected = {str(p.relative_to(CHECKOUT)) for p in kept if "__pycache__" not in p.parts}
+    kept = [p for p in (CHECKOUT / "deepcompile").rglob("*") if p.is_file()]
+    expected = {
+        str(p.relative_to(CHECKOUT))
+        for p in kept
+        if "__pycache__" not in p.parts and p.suffix != ".pyc"
+    }
     assert expected - names == set()
     others = {n for n in names - expected if ".dist-info/" not in n}
     assert others == set()

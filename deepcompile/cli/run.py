@@ -12,6 +12,7 @@ from deepcompile.cli.model_options import ModelChoice, model_options, out_option
 from deepcompile.cli.output import json_option, print_json, table
 from deepcompile.cli.recorded import recorded
 from deepcompile.cli.run_argument import runs_root
+from deepcompile.cli.run_script import RunCommand, command_of, run_script
 from deepcompile.cli.terminal import note, progress, styled
 from deepcompile.errors import VerificationError
 from deepcompile.options import Options, format_size
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-@click.command("run", epilog="Example: deepcompile run model.py:make --mode train --repeat 20")
+@click.command(
+    "run",
+    cls=RunCommand,
+    options_metavar="[OPTIONS]",
+    epilog="Example: deepcompile run model.py:make --mode train --repeat 20; "
+    "deepcompile run -- python train.py",
+)
 @model_options
 @click.option("--no-check", is_flag=True, help="Do not compare results.")
 @click.option("--rtol", type=float, help="Of the largest magnitude.  [default: by dtype]")
@@ -44,7 +51,9 @@ SHOWN = 8
 @click.option("--all", "everything", is_flag=True, help="Show all results, not the worst only.")
 @out_option
 @json_option
+@click.pass_context
 def run_model(
+    ctx: click.Context,
     choice: ModelChoice,
     no_check: bool,
     rtol: float | None,
@@ -61,7 +70,15 @@ def run_model(
     inputs. Each output, each gradient (of a weighted sum of outputs) and each buffer that is
     written is compared; its error may be rtol times its largest magnitude, plus atol. Exits with 1
     when one differs by more, and with 3 when the model fails.
+
+    With -- CMD in place of MODEL, the command runs as it is, with every torch.compile in it sent to
+    deepcompile, recorded and not compared; --pipeline, --disable and --out apply. Exits with 3 when
+    it fails.
     """
+    command = command_of(ctx)
+    if command is not None:
+        _refuse_options_of_models(ctx)
+        return run_script(command, runs_root(str(out) if out else None), choice.options, as_json)
     root = None
     given: dict[str, Any] = dict(choice.options)
     if dump != "none" or out is not None:
@@ -100,6 +117,13 @@ def run_model(
     else:
         click.echo(page(found, everything, path))
     return Exit.OK if found.agrees else Exit.NO
+
+
+def _refuse_options_of_models(ctx: click.Context) -> None:
+    of_models = ("device", "dtype", "mode", "dynamic", "seed", "no_check", "rtol", "atol", "repeat")
+    for name in of_models:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of a MODEL, not of a command")
 
 
 def page(found: Comparison, everything: bool, path: str | None) -> str:

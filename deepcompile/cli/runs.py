@@ -26,6 +26,8 @@ from deepcompile.inspect.reader import Event, Run, list_runs, read_run
 from deepcompile.inspect.safe_files import visible_line
 from deepcompile.options import format_size
 
+_COUNTED = ("graphs", "kernels", "fallbacks")
+
 
 @click.group(epilog="Example: deepcompile runs rm --keep 5")
 def runs() -> None:
@@ -42,17 +44,9 @@ def list_command(root: str | None, as_json: bool) -> None:
     """The runs below ROOT, oldest first."""
     found = [read_run(path) for path in list_runs(runs_root(root))]
     if as_json:
-        print_json("runs list", runs=[_summary(run) for run in found])
+        print_json("runs list", runs=[run_summary(run) for run in found])
         return
-    rows = [
-        (
-            run.name,
-            run.status,
-            *(str(_count(run, what)) for what in ("graphs", "kernels", "fallbacks")),
-            format_size(run_size(run.path)),
-        )
-        for run in found
-    ]
+    rows = [(*run_row(run), format_size(run_size(run.path))) for run in found]
     say(table(("RUN", "STATUS", "GRAPHS", "KERNELS", "FALLBACKS", "SIZE"), rows))
 
 
@@ -121,7 +115,7 @@ def show(run: str | None, as_json: bool) -> None:
     """
     found = read_run(runs_root(run))
     if as_json:
-        print_json("runs show", **_summary(found), **_contents(found))
+        print_json("runs show", **run_summary(found), **_contents(found))
     else:
         _print(found)
     note_what_is_missing(found)
@@ -176,12 +170,18 @@ def _delta(delta: dict[str, int]) -> str:
     return f"+{more} -{fewer}" if delta else ""
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def run_row(run: Run) -> tuple[str, ...]:
+    """Name, status and counts of graphs, kernels and fallbacks."""
+    return run.name, run.status, *(str(_count(run, what)) for what in _COUNTED)
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """The same for a JSON document."""
     return {
         "path": str(run.path),
         "notes": list(run.notes),
         "status": run.status,
-        **{what: _count(run, what) for what in ("graphs", "kernels", "fallbacks")},
+        **{what: _count(run, what) for what in _COUNTED},
     }
 
 

@@ -44,7 +44,7 @@ def test_slices_nest_and_follow_the_compile(
     (forward,) = [event for event in found if event["name"].endswith("_forward")]
     assert names[0].startswith("capture g")
     start, end = forward["ts"], forward["ts"] + forward["dur"]
-    inside = [e["name"] for e in found if start <= e["ts"] and e["ts"] + e["dur"] <= end]
+    inside = [e["name"] for e in found if start <= e["ts"] and e["ts"] + e["dur"] <= end + 1]
     assert inside == [forward["name"], "canonicalise", "fuse-rows", "codegen", "build"]
     assert forward["args"]["kernels"] == 1
     for outer in found:  # what overlaps is nested, as one thread of a trace must be
