@@ -30,8 +30,13 @@ ALLOWED: dict[str, set[str]] = {
     "recording": COMPILER | {"budget"},
     "backend": COMPILER | {"budget", "recording"},
     "explanation": COMPILER | {"backend", "budget", "recording", "inspect"},
+    "child": COMPILER | {"backend", "recording"},
+    "bisect": {"child", "inspect"},
+    "minify": {"child"},
     "crosscompile": COMPILER | {"backend", "recording"},
-    "cli": COMPILER | {"backend", "explanation", "inspect", "crosscompile", "demo", "parallel"},
+    "cli": COMPILER
+    | {"backend", "explanation", "inspect", "crosscompile", "demo", "parallel"}
+    | {"child", "bisect", "minify"},
     "demo": {"inspect"},
     "__main__": {"cli"},
 }
