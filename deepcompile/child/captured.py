@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Kept:
     inputs: dict[str, Tensor]
     backward: bool
     dynamic: bool
+    options: dict[str, Any]
     signature: Signature
 
 
@@ -37,9 +38,12 @@ class Captured:
     module: GraphModule
     example_inputs: list[Any]
     dynamic: bool
+    options: dict[str, Any]
 
     @classmethod
-    def of(cls, gm: GraphModule, example_inputs: Sequence[Any]) -> Captured:
+    def of(
+        cls, gm: GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any] | None
+    ) -> Captured:
         """The copy; tensors that the graph holds are shared."""
         graph = Graph()
         copied = graph.graph_copy(gm.graph, {})
@@ -49,7 +53,7 @@ class Captured:
             or (isinstance(v, Tensor) and any(isinstance(s, torch.SymInt) for s in v.shape))
             for v in example_inputs
         )
-        return cls(GraphModule(gm, graph), list(example_inputs), dynamic)
+        return cls(GraphModule(gm, graph), list(example_inputs), dynamic, dict(options or {}))
 
     def keep(self, place: Path, inputs: Sequence[Any] | None, signature: Signature) -> None:
         """Write the graph to `place`; what cannot be written leaves the reason there.
@@ -65,7 +69,9 @@ class Captured:
                 name: given[source] if isinstance(source, int) else source
                 for name, source in read.sources.items()
             }
-            kept = Kept(read.rows, tensors, torch.is_grad_enabled(), self.dynamic, signature)
+            kept = Kept(
+                read.rows, tensors, torch.is_grad_enabled(), self.dynamic, self.options, signature
+            )
             for name, value in tensors.items():
                 if not isinstance(value, Tensor):
                     raise CannotPrint(f"input {name} is a {type(value).__name__}")

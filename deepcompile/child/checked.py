@@ -33,7 +33,7 @@ def compile_checked(
     check = os.environ.get(CHECK, "")
     if not check:
         return deepep(gm, example_inputs, **kwargs)
-    captured = Captured.of(gm, example_inputs)
+    captured = Captured.of(gm, example_inputs, kwargs.get("options"))
     try:
         compiled = deepep(gm, example_inputs, **kwargs)
     except Exception as error:
@@ -49,8 +49,12 @@ def _failed(found: Signature, captured: Captured, inputs: Any, check: str) -> No
     report.say("failure", **found.to_dict())
     print(f"deepcompile: {found}", file=sys.stderr, flush=True)
     place = report.folder()
-    if check == "capture" and place is not None:
-        captured.keep(place, inputs, found)
+    if check != "numerics" and place is not None:
+        captured.keep(place / f"failed-{os.getpid()}", inputs, found)
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
 
 
 class _Checked:
@@ -71,7 +75,10 @@ class _Checked:
     def _run(self, *args: Any) -> Any:
         self.calls += 1
         sizes = tuple(tuple(a.shape) if isinstance(a, Tensor) else None for a in args)
-        if sizes not in self.seen or self.calls & (self.calls - 1) == 0:
+        place = report.folder()
+        if self.check == "keep" and self.calls == 1 and place is not None:
+            self.captured.keep(place / f"kept-{os.getpid()}-{id(self)}", args, Signature("slow"))
+        elif self.check != "keep" and (sizes not in self.seen or _is_power_of_two(self.calls)):
             self.seen.add(sizes)
             self._compare(args)
         return self.compiled(*args)

@@ -79,11 +79,11 @@ def copied(inputs: Sequence[Any]) -> list[Any]:
             return value
         with torch.no_grad():
             made = value.clone()
-            if value.layout is torch.strided and made.stride() != value.stride():
-                if not _overlaps(value):
-                    made = torch.empty_strided(
-                        value.shape, value.stride(), dtype=value.dtype, device=value.device
-                    ).copy_(value)
+            moved = value.layout is torch.strided and made.stride() != value.stride()
+            if moved and not _overlaps(value):
+                made = torch.empty_strided(
+                    value.shape, value.stride(), dtype=value.dtype, device=value.device
+                ).copy_(value)
         return made.requires_grad_(value.requires_grad)
 
     return [pytree.tree_map(copy, value) for value in inputs]

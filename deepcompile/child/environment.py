@@ -15,7 +15,8 @@ REPORT = f"{CHILD_PREFIX}REPORT"
 """A folder in which each process leaves what it saw; see `deepcompile.child.report`."""
 CHECK = f"{CHILD_PREFIX}CHECK"
 """`numerics`: calls of compiled graphs are compared with eager, and end the process on a mismatch.
-`capture`: and graphs are kept, with their inputs, where they fail in any way."""
+`capture`: and graphs are kept, with their inputs, where they fail in any way. `keep`: all graphs
+are kept, with the inputs of their first call, and none is compared."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).resolve().parent / "site"

@@ -16,6 +16,17 @@ from deepcompile.ir.origins import origin_of
 INDENT = "    "
 
 
+_SIGNS: Mapping[str, str] = {
+    f"operator.{name}": sign
+    for name, sign in {
+        "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%",
+        "pow": "**", "matmul": "@", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">",
+        "ge": ">=", "and_": "&", "or_": "|", "xor": "^", "iadd": "+", "isub": "-", "imul": "*",
+        "itruediv": "/",
+    }.items()
+}  # fmt: skip
+
+
 class CannotPrint(Exception):
     """Something in a graph has no text that Python reads back."""
 
@@ -62,6 +73,8 @@ class Row:
         inside += [f"{name}={spelled(a)}" for name, a in self.kwargs.items()]
         if self.target == "operator.getitem":
             return f"{self.name} = {inside[0]}[{inside[1]}]"
+        if self.target in _SIGNS and len(inside) == 2:
+            return f"{self.name} = {inside[0]} {_SIGNS[self.target]} {inside[1]}"
         return f"{self.name} = {owner}{self.target}({', '.join(inside)})"
 
 
