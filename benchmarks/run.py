@@ -32,6 +32,7 @@ SUITES = (
     "memory",
     "accuracy",
     "sharding",
+    "planted",
 )
 
 

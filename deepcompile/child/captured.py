@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, GraphModule
 
 from deepcompile.child.rows import CannotPrint, Rows, read_graph
 from deepcompile.child.signature import Signature
-from deepcompile.pipeline.execute import NotRunnable, make_inputs
+from deepcompile.pipeline.execute import make_inputs
 
 FILE = "case.pt"
 
@@ -75,15 +75,17 @@ class Captured:
             for name, value in tensors.items():
                 if not isinstance(value, Tensor):
                     raise CannotPrint(f"input {name} is a {type(value).__name__}")
-            torch.save(kept, place / FILE)
-        except (CannotPrint, NotRunnable, pickle.PicklingError) as error:
-            (place / "cannot").write_text(str(error), encoding="utf-8")
+            with unset_fake_temporarily():
+                torch.save(kept, place / FILE)
+        except Exception as error:  # the failure itself must stay what is seen
+            (place / "cannot").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
 
     def _made_up(self) -> list[Any]:
         graph = Graph()
         for number, value in enumerate(self.example_inputs):
             node = graph.placeholder(f"x{number}")
             node.meta["val"] = value
+        graph.output(())
         made = make_inputs(GraphModule({}, graph))
         return [
             value.requires_grad_(example.requires_grad) if isinstance(value, Tensor) else value

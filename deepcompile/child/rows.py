@@ -21,10 +21,12 @@ _SIGNS: Mapping[str, str] = {
     for name, sign in {
         "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%",
         "pow": "**", "matmul": "@", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">",
-        "ge": ">=", "and_": "&", "or_": "|", "xor": "^", "iadd": "+", "isub": "-", "imul": "*",
-        "itruediv": "/",
+        "ge": ">=", "and_": "&", "or_": "|", "xor": "^",
     }.items()
 }  # fmt: skip
+
+
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "__iadd__", "__setitem__")
 
 
 class CannotPrint(Exception):
@@ -58,6 +60,15 @@ class Row:
     def reads(self) -> tuple[str, ...]:
         """The names of the rows and inputs that it reads, in order, each once."""
         return tuple(dict.fromkeys(ref.name for ref in refs((self.args, dict(self.kwargs)))))
+
+    @property
+    def writes(self) -> str | None:
+        """The name of what it writes into, by the convention of torch's names."""
+        name = self.target.rpartition(".")[2]
+        in_place = name.endswith("_") and not name.endswith("__")
+        in_place = in_place or self.target == "operator.setitem" or name in _IN_PLACE
+        target = self.args[0] if self.args else None
+        return target.name if in_place and isinstance(target, Ref) else None
 
     @property
     def is_operation(self) -> bool:
@@ -101,17 +112,15 @@ class Rows:
 
     def needed(self) -> Rows:
         """Without what the outputs do not need; writes into what they need stay."""
-        keep = set(self.outputs)
-        kept: list[Row] = []
-        for row in reversed(self.rows):
-            writes = row.args and row.target.endswith("_") and not row.target.endswith("__")
-            writes = writes or row.target == "operator.setitem"
-            target = row.args[0] if row.args else None
-            if row.name in keep or (writes and isinstance(target, Ref) and target.name in keep):
-                kept.append(row)
-                keep.update(row.reads)
+        keep, count = set(self.outputs), -1
+        while count != len(keep):  # what is written may be read before
+            count = len(keep)
+            for row in reversed(self.rows):
+                if row.name in keep or (row.writes is not None and row.writes in keep):
+                    keep.update((row.name, *row.reads))
+        kept = tuple(row for row in self.rows if row.name in keep)
         inputs = tuple(name for name in self.inputs if name in keep)
-        return replace(self, inputs=inputs, rows=tuple(reversed(kept)))
+        return replace(self, inputs=inputs, rows=kept)
 
     def function(self) -> Callable[..., Any]:
         """The program as a function, from its own text."""

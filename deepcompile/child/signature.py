@@ -74,7 +74,8 @@ def normalised(text: str) -> str:
 def signature_of_error(error: BaseException, kind: Kind) -> Signature:
     """The signature of an exception: of what caused it, where something did."""
     seen: set[int] = set()
-    while error.__cause__ is not None and id(error) not in seen:
+    while id(error) not in seen:
         seen.add(id(error))
-        error = error.__cause__
+        # Dynamo keeps what a backend raised in an attribute of its own.
+        error = error.__cause__ or getattr(error, "inner_exception", None) or error
     return Signature(kind, type(error).__name__, str(error)[:2000])

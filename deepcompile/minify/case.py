@@ -141,7 +141,11 @@ class Oracle:
             text = f"{self.excess * 1e3:.3g} ms more than eager"
             return Signature("slow", "", text, self.excess) if self.excess > 0 else None
         found = _failure(result)
-        if found is None or not (self.signature.kind == "exit" or self.signature.matches(found)):
+        if found is None:
+            return None
+        # Who was killed could not say by what.
+        unknown = self.signature == Signature("signal") and found.kind in ("signal", "timeout")
+        if not (unknown or self.signature.matches(found)):
             return None
         if self.keep not in str(found):
             return None
