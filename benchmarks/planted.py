@@ -45,7 +45,8 @@ def _model(name: str, *options: str) -> tuple[str, ...]:
     return (f"{PLANTED / 'models.py'}:{name}", *options)
 
 
-_JOB = ("--", "torchrun", "--nproc-per-node", "2", "--master-port", "0", str(PLANTED / "job.py"))
+_TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+_JOB = ("--", *_TORCHRUN, str(PLANTED / "job.py"))
 BUGS = (
     Bug("wrong-constant", _model("block", "--fail", "numerics"), "pass", "canonicalise", "joint"),
     Bug("dropped-cast", _model("rounding_mlp", "--fail", "numerics"), "rewrite", "merge-casts"),

@@ -73,10 +73,10 @@ def applications(run: Run) -> dict[int, Application]:
             found[number] = Application(number, "recompute", str(event.fields.get("graph")))
     for event in run.events:
         if event.kind == "pass-failed":
-            name, graph = str(event.fields.get("pass")), str(event.fields.get("graph"))
-            if not any((a.pass_name, a.graph) == (name, graph) for a in found.values()):
+            name, where = str(event.fields.get("pass")), str(event.fields.get("graph"))
+            if not any((a.pass_name, a.graph) == (name, where) for a in found.values()):
                 number = max(found, default=0) + 1
-                found[number] = Application(number, name, graph)
+                found[number] = Application(number, name, where)
     return found
 
 

@@ -43,8 +43,10 @@ class Trial:
 class Subject(Protocol):
     """Something that can be run again and again."""
 
-    seeds: Sequence[int]
-    """One for each run that confirms what is good and what is bad."""
+    @property
+    def seeds(self) -> Sequence[int]:
+        """One for each run that confirms what is good and what is bad."""
+        ...
 
     def run(self, trial: Trial, place: Path) -> Outcome:
         """Run it once; files go to `place`, and run directories of what it compiles."""
@@ -283,4 +285,8 @@ def run_all(subject: Subject, trials: Sequence[tuple[Trial, Path]], jobs: int) -
     if jobs == 1 or len(trials) == 1:
         return [subject.run(trial, place) for trial, place in trials]
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(lambda pair: subject.run(*pair), trials))
+        try:
+            return list(pool.map(lambda pair: subject.run(*pair), trials))
+        except BaseException:
+            subject.close()  # else the pool would wait for what runs
+            raise

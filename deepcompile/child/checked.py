@@ -29,7 +29,6 @@ def compile_checked(
     gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any
 ) -> Callable[..., Any]:
     """`deepep`, with reports, and with the checks that `DEEPCOMPILE_CHILD_CHECK` asks for."""
-    report.say("compile")
     check = os.environ.get(CHECK, "")
     if not check:
         return deepep(gm, example_inputs, **kwargs)

@@ -110,7 +110,7 @@ def _child(
 
 def _read(pipe: int, deadline: float) -> tuple[str, bool]:
     """All that comes before the other end closes, and whether it does in time."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([pipe], [], [], left)[0]:

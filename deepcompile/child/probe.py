@@ -79,6 +79,8 @@ def ask(question: Question, load_model: LoadModel) -> Answer:
     from deepcompile.child.compare import seconds_of
     from deepcompile.child.redirect import deepep
 
+    if question.timed:
+        torch.set_num_threads(1)
     torch.manual_seed(question.seed)
     model, inputs = load_model(question.model)
     reference = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else model

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from deepcompile.child import report
 from deepcompile.child.environment import BACKEND
 from deepcompile.options import MODES
 
@@ -29,6 +30,7 @@ def install(torch: ModuleType) -> None:
 
     @functools.wraps(original)
     def compile(model: Any = None, **kwargs: Any) -> Any:
+        report.say("compile")
         return original(model, **redirected(kwargs, _note))
 
     torch.compile = compile  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """What the processes of a child leave behind: one file of JSON lines each. Imports no torch.
 
-Lines have an `event`: `compile` (a graph came to a backend), `failure` (a signature), `exception`
+Lines have an `event`: `compile` (torch.compile was called), `failure` (a signature), `exception`
 (one that ended the process, as a signature).
 """
 

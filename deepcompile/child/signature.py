@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from deepcompile.errors import DeepCompileError
+
 Kind = Literal["numerics", "compile", "run", "signal", "timeout", "slow", "exit"]
 """How something fails: other numbers than in eager, an exception while compiling or running, an
 end by a signal, no end at all, too much time, an exit status."""
@@ -74,7 +76,8 @@ def normalised(text: str) -> str:
 def signature_of_error(error: BaseException, kind: Kind) -> Signature:
     """The signature of an exception: of what caused it, where something did."""
     seen: set[int] = set()
-    while id(error) not in seen:
+    # Errors of ours have the cause in their text, and may come without the cause itself.
+    while id(error) not in seen and not isinstance(error, DeepCompileError):
         seen.add(id(error))
         # Dynamo keeps what a backend raised in an attribute of its own.
         error = error.__cause__ or getattr(error, "inner_exception", None) or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -197,7 +198,7 @@ def _diff(culprit: Culprit) -> Iterator[str]:
         difflib.unified_diff(before, after, f"without {what}", f"with {what}", lineterm="", n=2)
     )
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    shown = lines if not click.get_text_stream("stdout").isatty() else lines[:_WITHOUT_LIMIT]
+    shown = lines if not sys.stdout.isatty() else lines[:_WITHOUT_LIMIT]
     for line in shown:
         colour = colours.get(line[:1])
         yield styled(line, fg=colour) if colour else line

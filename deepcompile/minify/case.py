@@ -86,6 +86,8 @@ def made(source: Source, like: Tensor, seed: int) -> Tensor:
 
 def result_of(case: Case, seconds: bool) -> dict[str, Any]:
     """Run a case in eager and compiled: `failure`, `invalid` (eager fails), `seconds`, JSON."""
+    if seconds:
+        torch.set_num_threads(1)
     question = Question("", seed=0, dynamic=case.dynamic)
     try:
         function = case.rows.function()

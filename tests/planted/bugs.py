@@ -92,7 +92,7 @@ def _has(op: str) -> Any:
 
 def slow_kernel(program: Any) -> None:
     """Kernels with an exponential wait."""
-    line = "for (volatile int wait = 0; wait < 20000000; ++wait) {}"
+    line = "for (volatile int wait = 0; wait < 100000000; ++wait) {}"
     _change_kernels(program, _has("exp"), line)
 
 
@@ -122,7 +122,8 @@ def nan_for_one_shape(program: Any) -> None:
         outs = [n for n, b in enumerate(step.op.nest.buffers) if b.role == "out"]
         if not outs or not step.sizes or not _has("exp")(step.op.nest):
             return text
-        line = f'if (z[0] == 24) *(float *)b[{outs[-1]}] = __builtin_nanf("");'
+        found = " || ".join(f"z[{n}] == 24" for n in range(len(step.sizes)))
+        line = f'if ({found}) *(float *)b[{outs[-1]}] = __builtin_nanf("");'
         return f"{text.removesuffix('}')}{line} }}"
 
     program._call = wrong
