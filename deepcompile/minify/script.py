@@ -130,7 +130,8 @@ def script(case: Case, signature: Signature, *, name: str, excess: float = 0.0) 
         fn=body,
         inputs=_inputs(case),
     )
-    run = _BACKWARD if case.backward else _FORWARD
+    goes_back = case.backward and any(v.requires_grad for v in case.given())
+    run = _BACKWARD if goes_back else _FORWARD
     arguments = ['backend="deepep"']
     if case.dynamic:
         arguments.append("dynamic=True")
