@@ -27,14 +27,11 @@ from .budget.setup import budgeted_split
 from .budget.shares import Share
 from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
+from .capture import torch_private
 from .capture.aot import SplitJoint, compile_through_aot, interpret
 from .capture.graph_breaks import end_of
 from .capture.opaque_inputs import without_opaque_inputs
-from .capture.torch_private import (
-    exceptions_meant_for_dynamo,
-    split_joint_graph,
-    split_without_recomputing,
-)
+from .capture.torch_private import exceptions_meant_for_dynamo
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program
@@ -189,17 +186,19 @@ class _Compiler:
             raise CompileError("a graph did not compile once more for its memory_budget")
         return Compiled(run, *compiler.planned, compiler.note)
 
-    def _split(self) -> SplitJoint:
+    def _split(self) -> SplitJoint | None:
         """What splits joint graphs; for bisecting, it counts like a pass named `recompute`."""
-        chosen = self._budgeted_split() or split_joint_graph
-        limit = self.options.opt_limit
+        budgeted, limit = self._budgeted_split(), self.options.opt_limit
         if limit is None:
-            return chosen
+            return budgeted
 
         def split(*args: Any, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
             number = process_counters().next_application(limit)
             self.note("recompute", number=number, graph=f"g{self.number}_joint")
-            return (split_without_recomputing if number is None else chosen)(*args, **kwargs)
+            chosen = budgeted or torch_private.split_joint_graph
+            if number is None:
+                chosen = torch_private.split_without_recomputing
+            return chosen(*args, **kwargs)
 
         return split
 

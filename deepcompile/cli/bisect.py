@@ -12,16 +12,8 @@ from typing import Any, get_args
 
 import click
 
-from deepcompile.bisect.steps import (
-    LEVELS,
-    SLOWER,
-    Bisection,
-    Culprit,
-    Level,
-    NotReproduced,
-    Result,
-    scratch,
-)
+from deepcompile.bisect.result import LEVELS, Culprit, Level, Result
+from deepcompile.bisect.steps import SLOWER, Bisection, NotReproduced, scratch
 from deepcompile.bisect.subject import CommandSubject, ModelSubject
 from deepcompile.child.probe import Fail, Mode, Question
 from deepcompile.cli.exit import Exit

@@ -16,7 +16,7 @@ _INLINE = 32
 
 _HEAD = '''"""{title}
 
-{operations} operations, made by `deepcompile minify`. `python {name}` exits with 1 while the
+{operations}, made by `deepcompile minify`. `python {name}` exits with 1 while the
 failure is there, or ends as it did. {note}
 """
 
@@ -118,12 +118,12 @@ def script(case: Case, signature: Signature, *, name: str, excess: float = 0.0) 
     title = str(signature).splitlines()[0].replace('"""', "'''").replace("\\", "/")
     stored = [n for n in case.inputs if n not in case.sources]
     packed = any(case.inputs[n].numel() > _INLINE for n in stored)
-    body = str(case.rows)
+    body, count = str(case.rows), case.rows.operations
     modules = {"sys": signature.kind in ("numerics", "slow"), "operator": "operator." in body}
     modules |= {"base64": packed, "time": signature.kind == "slow", "zlib": packed}
     head = _HEAD.format(
         title=title,
-        operations=case.rows.operations,
+        operations=f"{count} operation{'s' if count > 1 else ''}",
         name=name,
         imports="".join(f"import {module}\n" for module in sorted(modules) if modules[module]),
         note="Its inputs are stored in it." if stored else "Its inputs are drawn from seeds.",
