@@ -35,6 +35,7 @@ SUITES = (
     "sharding",
     "report",
     "inspection",
+    "planted",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from . import __version__
 from .budget.ledger import Ledger, ledger_of
@@ -25,7 +25,8 @@ from .budget.setup import budgeted_split
 from .budget.shares import Share
 from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
-from .capture.aot import compile_through_aot, interpret
+from .capture import torch_private
+from .capture.aot import SplitJoint, compile_through_aot, interpret
 from .capture.graph_breaks import end_of
 from .capture.opaque_inputs import without_opaque_inputs
 from .capture.torch_private import exceptions_meant_for_dynamo
@@ -44,6 +45,7 @@ from .on_mesh import OnMesh
 from .options import Options
 from .passes.partition.marked import gather_again
 from .pipeline.collector import collector_paused
+from .pipeline.context import process_counters
 from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
@@ -163,7 +165,7 @@ class _Compiler:
             example_inputs,
             compile_graph=self.compile_graph,
             run_joint_passes=self.run_joint_passes,
-            split_joint=self._budgeted_split(),
+            split_joint=self._split(),
             options=self.options,
             note=self.note,
         )
@@ -184,6 +186,22 @@ class _Compiler:
         if compiler.planned is None:
             raise CompileError("a graph did not compile once more for its memory_budget")
         return Compiled(run, *compiler.planned, compiler.note)
+
+    def _split(self) -> SplitJoint | None:
+        """What splits joint graphs; for bisecting, it counts like a pass named `recompute`."""
+        budgeted, limit = self._budgeted_split(), self.options.opt_limit
+        if limit is None:
+            return budgeted
+
+        def split(*args: Any, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
+            number = process_counters().next_application(limit)
+            self.note("recompute", number=number, graph=f"g{self.number}_joint")
+            chosen = budgeted or torch_private.split_joint_graph
+            if number is None:
+                chosen = torch_private.split_without_recomputing
+            return chosen(*args, **kwargs)
+
+        return split
 
     def _budgeted_split(self) -> BudgetedSplit | None:
         decided = self._budget_decided
@@ -212,9 +230,21 @@ class _Compiler:
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes, expected=expected)
 
-    def _program(self, graph: GraphModule, gemm: GemmChoice) -> ProgramSpec:
+    def _program(self, graph: GraphModule, gemm: GemmChoice, name: str) -> ProgramSpec:
+        limit = self.options.kernel_limit
+
+        def is_generated(node: Node) -> bool:
+            number = process_counters().next_kernel(limit)
+            kernel = getattr(node.target, "__name__", "")
+            self.note("kernel", graph=name, kernel=kernel, number=number)
+            return number is not None
+
         return make_program(
-            graph, gemm, follow_lifetimes=self.follow_lifetimes, expected=self.expected_sizes
+            graph,
+            gemm,
+            follow_lifetimes=self.follow_lifetimes,
+            expected=self.expected_sizes,
+            is_generated=None if limit is None else is_generated,
         )
 
     def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
@@ -370,7 +400,7 @@ class _Compiler:
         if uses_triton(self.device, self.options.codegen):
             return self._generate_triton(graph, compiled)
         start = time.perf_counter()
-        compiled.spec = self._program(graph, self._gemm_choice())
+        compiled.spec = self._program(graph, self._gemm_choice(), compiled.name)
         compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
@@ -390,7 +420,7 @@ class _Compiler:
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         start = time.perf_counter()
         check_devices(graph, self.device)
-        compiled.spec = self._program(graph, GemmChoice(onednn=False))
+        compiled.spec = self._program(graph, GemmChoice(onednn=False), compiled.name)
         hints, contracts = size_hints(graph), not self.options.deterministic
         code = emit_triton_program(compiled.spec, hints, gpu_of(self.device), contracts=contracts)
         compiled.externs = externs_of(graph, compiled.spec)

@@ -128,7 +128,7 @@ class _DumpingCompiler(_Compiler):
     def _generate(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         if self.complete and self.selection.has_graph(compiled.name):
             start = time.perf_counter()
-            compiled.spec = self._program(graph, self._gemm_choice())
+            compiled.spec = self._program(graph, self._gemm_choice(), compiled.name)
             compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
             compiled.seconds["codegen"] = time.perf_counter() - start
             codes = [compiled.code] * len(compiled.code.kernels)

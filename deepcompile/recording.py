@@ -96,7 +96,8 @@ def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | N
     for step in spec.steps:
         if isinstance(step, ExternStep) and step.name in nodes:
             node = nodes[step.name]
-            found.append((str(node.target), origin_of(node)))
+            target = node.target if not isinstance(node.target, KernelOp) else "kernel as ATen ops"
+            found.append((str(target), origin_of(node)))
     return found
 
 

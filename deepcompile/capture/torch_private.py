@@ -26,6 +26,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import (
     _extract_fwd_bwd_modules,
+    default_partition,
     min_cut_rematerialization_partition,
     raise_getitems,
     thread_graphsafe_rng_from_hops,
@@ -57,6 +58,7 @@ __all__ = [
     "modules_in_reach",
     "mutated_input_indices",
     "split_joint_graph",
+    "split_without_recomputing",
     "static_input_indices",
     "tracing_once_more",
     "uncalled_graph_modules",
@@ -95,6 +97,14 @@ def split_joint_graph(
     """
     with functorch_config.patch(cse=False, activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+
+
+def split_without_recomputing(
+    joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+) -> tuple[GraphModule, GraphModule]:
+    """Torch's split in which backward computes nothing of forward again."""
+    with functorch_config.patch(cse=False):
+        return default_partition(joint, joint_inputs, **kwargs)
 
 
 def divide_joint_graph(

@@ -68,7 +68,7 @@ def run_script(
     runs = [read_run(path) for path in new]
     if as_json:
         summaries = [run_summary(run) for run in runs]
-        print_json("run", command=list(command), status=done.returncode, runs=summaries)
+        print_json("run", arguments=list(command), status=done.returncode, runs=summaries)
     elif runs:
         header = ("RUN", "STATUS", "GRAPHS", "KERNELS", "FALLBACKS")
         say(table(header, [run_row(run) for run in runs]))
