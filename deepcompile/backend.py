@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from . import __version__
 from .budget.ledger import Ledger, ledger_of
@@ -25,8 +25,7 @@ from .budget.setup import budgeted_split
 from .budget.shares import Share
 from .budget.split import BudgetedSplit, copied
 from .cache_dir import cache_dir
-from .capture import torch_private
-from .capture.aot import SplitJoint, compile_through_aot, interpret
+from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import end_of
 from .capture.opaque_inputs import without_opaque_inputs
 from .capture.torch_private import exceptions_meant_for_dynamo
@@ -36,6 +35,7 @@ from .codegen.program import CannotCompile, ProgramSpec, make_program
 from .codegen.size_hints import size_hints
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
+from .counted import counted_kernels, counted_split
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
@@ -45,7 +45,6 @@ from .on_mesh import OnMesh
 from .options import Options
 from .passes.partition.marked import gather_again
 from .pipeline.collector import collector_paused
-from .pipeline.context import process_counters
 from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
@@ -159,13 +158,14 @@ class _Compiler:
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
         self.on_mesh = OnMesh(self.options, example_inputs)
+        joint = f"g{self.number}_joint"
         began, start = time.time(), time.perf_counter()
         compiled = compile_through_aot(
             gm,
             example_inputs,
             compile_graph=self.compile_graph,
             run_joint_passes=self.run_joint_passes,
-            split_joint=self._split(),
+            split_joint=counted_split(self._budgeted_split(), self.options, joint, self.note),
             options=self.options,
             note=self.note,
         )
@@ -186,22 +186,6 @@ class _Compiler:
         if compiler.planned is None:
             raise CompileError("a graph did not compile once more for its memory_budget")
         return Compiled(run, *compiler.planned, compiler.note)
-
-    def _split(self) -> SplitJoint | None:
-        """What splits joint graphs; for bisecting, it counts like a pass named `recompute`."""
-        budgeted, limit = self._budgeted_split(), self.options.opt_limit
-        if limit is None:
-            return budgeted
-
-        def split(*args: Any, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
-            number = process_counters().next_application(limit)
-            self.note("recompute", number=number, graph=f"g{self.number}_joint")
-            chosen = budgeted or torch_private.split_joint_graph
-            if number is None:
-                chosen = torch_private.split_without_recomputing
-            return chosen(*args, **kwargs)
-
-        return split
 
     def _budgeted_split(self) -> BudgetedSplit | None:
         decided = self._budget_decided
@@ -231,20 +215,12 @@ class _Compiler:
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes, expected=expected)
 
     def _program(self, graph: GraphModule, gemm: GemmChoice, name: str) -> ProgramSpec:
-        limit = self.options.kernel_limit
-
-        def is_generated(node: Node) -> bool:
-            number = process_counters().next_kernel(limit)
-            kernel = getattr(node.target, "__name__", "")
-            self.note("kernel", graph=name, kernel=kernel, number=number)
-            return number is not None
-
         return make_program(
             graph,
             gemm,
             follow_lifetimes=self.follow_lifetimes,
             expected=self.expected_sizes,
-            is_generated=None if limit is None else is_generated,
+            is_generated=counted_kernels(self.options, name, self.note),
         )
 
     def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
