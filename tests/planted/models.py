@@ -98,3 +98,7 @@ def conv() -> Case:
 
 def counting() -> Case:
     return Counting(), (torch.randn(8, WIDTH),)
+
+
+def tiny() -> Case:
+    return nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)).eval(), (torch.randn(2, 4),)
