@@ -139,6 +139,7 @@ TINY = Bug(
 )
 
 
+@pytest.mark.slow
 def test_a_planted_bug_is_found() -> None:
     ran, right = bisected(TINY, "--level", "pass")
     assert right, ran.said
