@@ -16,10 +16,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-SOURCES := deepcompile tests benchmarks
+SOURCES := deepcompile tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow opinfo opinfo-full bench bench-gpu lint format wheel-test clean
+.PHONY: help env demo docs test test-slow opinfo opinfo-full bench bench-gpu lint format wheel-test clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -47,6 +47,10 @@ bench: $(VENV)/.installed-dev ## Measure against eager and Inductor; BENCH_ARGS=
 bench-gpu: $(VENV)/.installed-dev ## Measure on a GPU, in 8 minutes; BENCH_GPU_ARGS=--help tells more
 	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU_ARGS)
 
+docs: $(VENV)/.installed-dev ## Build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(VENV)/.installed-dev ## Check style and types
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -60,6 +64,7 @@ wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere and 
 	$(PYTEST) -m "slow or not slow" tests/test_package.py $(PYTEST_ARGS)
 
 clean: ## Remove what builds and tests leave behind; the environment stays
+	rm -rf docs/_build docs/reference
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 

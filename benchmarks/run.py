@@ -26,12 +26,16 @@ SUITES = (
     "rows",
     "compile",
     "crosscompile",
+    "dumping",
     "launch",
     "optimizer",
     "step",
     "memory",
     "accuracy",
     "sharding",
+    "report",
+    "inspection",
+    "planted",
 )
 
 

@@ -6,7 +6,6 @@ Dynamo graph -> joint graph -> passes -> split -> passes -> program -> C++ -> on
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import GraphModule
 
@@ -37,28 +35,27 @@ from .codegen.program import CannotCompile, ProgramSpec, make_program
 from .codegen.size_hints import size_hints
 from .codegen.triton_program import emit_triton_program
 from .cost.gemm import GemmChoice, default_gemm_choice
+from .counted import counted_kernels, counted_split
 from .errors import CompileError, CompilerMissing, DeepCompileError, for_dynamo
 from .ir.batch_op import BatchOp
 from .ir.blame import Place, place_of, place_of_node
-from .ir.collectives import communicates
 from .ir.graph_printer import print_graph
 from .ir.kernel_op import KernelOp
+from .on_mesh import OnMesh
 from .options import Options
-from .passes.partition.marked import gather_again, has_markers, plan_of
-from .passes.partition.plain import axes_of, mark_whole
+from .passes.partition.marked import gather_again
 from .pipeline.collector import collector_paused
-from .pipeline.instruments import standard_instruments
+from .pipeline.instruments import Selection, standard_instruments
 from .pipeline.manager import PassManager
 from .pipeline.rundir import RunDir, process_run
 from .pipeline.spec import Pipeline
-from .recording import CompiledGraph, Kind, externs_of, recordings, write_kernels
+from .pipeline.torch_channels import tell_event, tell_kernels, torch_instruments
+from .pipeline.torch_logs import set_levels
+from .recording import CompiledGraph, KernelSources, Kind, externs_of, recordings, write_program
 from .recording import Recording as Recording
 from .recording import recording as recording
-from .runtime.build import BuildFailed, build, warn_no_compiler
+from .runtime.build import BuildFailed, build, flags_of, warn_no_compiler
 from .runtime.calibrate import measured_gemm_choice
-from .runtime.collectives.agreement import agreed_in_world
-from .runtime.collectives.graph_collectives import fingerprint_of
-from .runtime.collectives.start import members_of
 from .runtime.device import (
     cannot_generate,
     check_devices,
@@ -67,6 +64,8 @@ from .runtime.device import (
     gpu_of,
     uses_triton,
 )
+from .runtime.measured_rates import rates_for
+from .runtime.profiled import named_in_profiles
 from .runtime.program import Program
 from .runtime.replay import ReplayingRunner
 from .runtime.triton_program import TritonRunner
@@ -76,7 +75,6 @@ _NOT_FOR_FALLBACK: tuple[type[BaseException], ...] = (
     *exceptions_meant_for_dynamo,
 )
 
-log = logging.getLogger("deepcompile")
 _NUMBERS = itertools.count()
 
 
@@ -120,8 +118,6 @@ class _Compiler:
     expected_sizes: Mapping[str, int] | None = None
     """Sizes that memory was planned for, by symbol."""
     planned: tuple[BudgetReport, Menu] | None = None
-    plan = ""
-    """Of parameters on a mesh, as ranks compare it."""
 
     def __init__(
         self, options: Options, ledger: Ledger | None = None, share: Share | None = None
@@ -129,10 +125,12 @@ class _Compiler:
         self.options = options
         self.ledger = ledger or Ledger()
         self.share = share
-        log.setLevel(options.log_level.upper())
+        set_levels(options)
         self.pipeline = Pipeline.of(options)
+        self.selection = Selection(options.dump)
         self.number = next(_NUMBERS)
         self.recordings = recordings()
+        self.on_mesh = OnMesh(options, ())
         self._last_trial: dict[Kind, tuple[GraphModule, GraphModule]] = {}
         self.device = torch.device("cpu")
         self.run_dir: RunDir | None = None
@@ -159,15 +157,20 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
+        self.on_mesh = OnMesh(self.options, example_inputs)
+        joint = f"g{self.number}_joint"
+        began, start = time.time(), time.perf_counter()
         compiled = compile_through_aot(
             gm,
             example_inputs,
             compile_graph=self.compile_graph,
             run_joint_passes=self.run_joint_passes,
-            split_joint=self._budgeted_split(),
+            split_joint=counted_split(self._budgeted_split(), self.options, joint, self.note),
             options=self.options,
             note=self.note,
         )
+        seconds = time.perf_counter() - start
+        self.note("captured", number=self.number, began=began, seconds=seconds)
         if self.planned is None or self.share is not None:
             return compiled
         again = partial(self._compiled_again, gm, list(example_inputs))
@@ -211,9 +214,13 @@ class _Compiler:
         gemm = GemmChoice(onednn=False) if triton else self._gemm_choice()
         return make_program(graph, gemm, follow_lifetimes=follow_lifetimes, expected=expected)
 
-    def _program(self, graph: GraphModule, gemm: GemmChoice) -> ProgramSpec:
+    def _program(self, graph: GraphModule, gemm: GemmChoice, name: str) -> ProgramSpec:
         return make_program(
-            graph, gemm, follow_lifetimes=self.follow_lifetimes, expected=self.expected_sizes
+            graph,
+            gemm,
+            follow_lifetimes=self.follow_lifetimes,
+            expected=self.expected_sizes,
+            is_generated=counted_kernels(self.options, name, self.note),
         )
 
     def _budget_decided(self, report: BudgetReport, menu: Menu) -> None:
@@ -231,8 +238,7 @@ class _Compiler:
 
     def note(self, event: str, /, **fields: Any) -> None:
         """Record an event in the run directory and for `explain`."""
-        level = logging.INFO if event == "fallback" else logging.DEBUG
-        log.log(level, "%s %s", event, fields)
+        tell_event(event, fields)
         for record in self.recordings:
             record.events.append((event, fields))
         if self.run_dir is not None:
@@ -256,8 +262,13 @@ class _Compiler:
         self, phase: Sequence[Any], gm: GraphModule, kind: Any, name: str, first_index: int = 1
     ) -> GraphModule:
         instruments = standard_instruments(
-            self.options.verify, self.run_dir, print_graph, sink=self.note
+            self.options.verify,
+            self.run_dir,
+            print_graph,
+            sink=self.note,
+            selection=self.selection,
         )
+        instruments += torch_instruments(print_graph)
         reports = self.report if self.recordings or self.run_dir is not None else None
         manager = PassManager(phase, instruments, self.options, sink=self.note, reports=reports)
         try:
@@ -286,8 +297,7 @@ class _Compiler:
     def run_joint_passes(self, joint: GraphModule) -> GraphModule:
         """Passes on forward and backward together, before they are split."""
         name = self._graph_name("joint")
-        self._mark_by_option(joint)
-        self.plan = plan_of(joint.graph)
+        self.on_mesh.enter(joint)
         joint = self._run_passes(self.pipeline.joint, joint, "joint", name)
         gather_again(joint.graph)
         return joint
@@ -309,7 +319,7 @@ class _Compiler:
         with collector_paused():
             gm, done = self._lowered(gm, compiled)
             run = with_opaque(self._compile_graph(gm, compiled, kind, done))
-        return self._agreed(run, gm, compiled.name)
+        return self.on_mesh.run(named_in_profiles(run, compiled.name), gm, compiled.name, kind)
 
     def _lowered(self, gm: GraphModule, compiled: CompiledGraph) -> tuple[GraphModule, int]:
         """The graph that ranks of a mesh agree on, and how many passes made it.
@@ -319,26 +329,12 @@ class _Compiler:
         """
         if compiled.kind != "inference":
             return gm, 0
-        self._mark_by_option(gm)
-        if not has_markers(gm.graph):
+        if not self.on_mesh.enter(gm):
             return gm, 0
         start = time.perf_counter()
-        self.plan = plan_of(gm.graph)
         gm = self._run_passes(self.pipeline.joint, gm, compiled.kind, compiled.name)
         compiled.seconds["passes"] = time.perf_counter() - start
         return gm, len(self.pipeline.joint)
-
-    def _mark_by_option(self, gm: GraphModule) -> None:
-        if self.options.mesh is not None and not has_markers(gm.graph):
-            mark_whole(gm.graph, axes_of(self.options.mesh))
-
-    def _agreed(self, run: Callable[..., Any], gm: GraphModule, name: str) -> Callable[..., Any]:
-        """Ranks compare the collectives that they have in common when a graph is first run."""
-        if not any(communicates(node.target) for node in gm.graph.nodes):
-            return run
-        if not (dist.is_available() and dist.is_initialized()):
-            return run
-        return agreed_in_world(run, fingerprint_of(gm, name, self.plan, members_of))
 
     def _compile_graph(
         self, gm: GraphModule, compiled: CompiledGraph, kind: Kind, done: int
@@ -380,11 +376,12 @@ class _Compiler:
         if uses_triton(self.device, self.options.codegen):
             return self._generate_triton(graph, compiled)
         start = time.perf_counter()
-        compiled.spec = self._program(graph, self._gemm_choice())
+        compiled.spec = self._program(graph, self._gemm_choice(), compiled.name)
         compiled.code = emit_program(compiled.spec, keeps_order=self.options.deterministic)
         compiled.externs = externs_of(graph, compiled.spec)
         compiled.seconds["codegen"] = time.perf_counter() - start
-        self._record_kernels(compiled, "source.cpp", compiled.code.kernels)
+        codes = [compiled.code] * len(compiled.code.kernels)
+        self._record_program(compiled, graph, "source.cpp", codes)
         start = time.perf_counter()
         library = build(
             compiled.code.source, self.options, self.note, large=compiled.code.has_long_kernels
@@ -399,7 +396,7 @@ class _Compiler:
     def _generate_triton(self, graph: GraphModule, compiled: CompiledGraph) -> Callable[..., Any]:
         start = time.perf_counter()
         check_devices(graph, self.device)
-        compiled.spec = self._program(graph, GemmChoice(onednn=False))
+        compiled.spec = self._program(graph, GemmChoice(onednn=False), compiled.name)
         hints, contracts = size_hints(graph), not self.options.deterministic
         code = emit_triton_program(compiled.spec, hints, gpu_of(self.device), contracts=contracts)
         compiled.externs = externs_of(graph, compiled.spec)
@@ -413,11 +410,7 @@ class _Compiler:
         runner = TritonRunner(compiled.spec, code, driver, self.options, folder, self.note)
         runner.prepare(hints)
         compiled.seconds["build"] = time.perf_counter() - start
-        self._record_kernels(
-            compiled,
-            "source.py",
-            [kernel if isinstance(kernel, str) else kernel.source for kernel in runner.kernels],
-        )
+        self._record_program(compiled, graph, "source.py", list(runner.kernels))
         self._note_compiled(compiled)
         if self.options.cuda_graphs:
             return ReplayingRunner(runner, compiled.name, self.note)
@@ -466,12 +459,23 @@ class _Compiler:
         )
         return interpret(gm)
 
-    def _record_kernels(self, compiled: CompiledGraph, file: str, sources: Sequence[str]) -> None:
+    def _record_program(
+        self, compiled: CompiledGraph, graph: GraphModule, file: str, codes: Sequence[Any]
+    ) -> None:
         for target, count in Counter(name for name, _ in compiled.externs).items():
             origins = dict.fromkeys(o for name, o in compiled.externs if name == target and o)
             self.note("extern", graph=compiled.name, op=target, count=count, origins=list(origins))
+        tell_kernels(compiled.name, KernelSources(compiled, codes))
         if self.run_dir is not None:
-            write_kernels(self.run_dir, compiled, file, sources)
+            rates = rates_for(self.options, self.device)
+            code = compiled.code
+            large = code is not None and code.has_long_kernels
+            flags = " ".join(flags_of(self.options, large=large)) if code is not None else ""
+            try:
+                write_program(self.run_dir, compiled, graph, file, codes, rates, flags)
+            except Exception as error:  # an estimate that fails must not stop the compile
+                reason = f"{type(error).__name__}: {error}"
+                self.note("record-failed", graph=compiled.name, error=reason)
 
     def _note_compiled(self, compiled: CompiledGraph) -> None:
         self.note(

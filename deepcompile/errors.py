@@ -89,6 +89,14 @@ class CompileError(DeepCompileError):
         self.source = source
 
 
+class ModelError(CompileError):
+    """A model given to the command line that cannot be called or traced."""
+
+    def __init__(self, detail: str) -> None:
+        DeepCompileError.__init__(self, detail)
+        self.detail, self.origin, self.source = detail, None, None
+
+
 class MemoryBudgetError(DeepCompileError):
     """A training step cannot fit the budget; the graph that does not fit has not run.
 

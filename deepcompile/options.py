@@ -18,8 +18,8 @@ from typing import Any, Literal
 from deepcompile.errors import OptionError, nearest, unknown_name
 
 ENV_PREFIX = "DEEPCOMPILE_"
-# Variables of the test and benchmark drivers, which are no options of the compiler.
-_FOREIGN_PREFIXES = (f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}BENCH_")
+# Of test and benchmark drivers and of children of commands: no options of the compiler.
+_FOREIGN_PREFIXES = (f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}BENCH_", f"{ENV_PREFIX}CHILD_")
 
 MODES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -253,6 +253,12 @@ class Options:
     run_dir: str | None = _option(
         None, _path, "path", "Directory in which each run leaves its graphs, kernels and events."
     )
+    dump: Literal["none", "changed", "all"] = _option(
+        "changed",
+        _choice("none", "changed", "all"),
+        "none|changed|all",
+        "Which states of a graph a run directory keeps as text: none, changed ones, or all.",
+    )
     strict: bool = _option(
         False, _bool, "bool", "Raise when a part fails to compile, instead of running it in eager."
     )
@@ -309,6 +315,13 @@ class Options:
         _rewrite_limit,
         "pass:N",
         "Apply only the first N rewrites of this pass in this process (for bisecting).",
+        in_key=True,
+    )
+    kernel_limit: int | None = _option(
+        None,
+        functools.partial(_integer, least=0),
+        "int",
+        "Run only the first N kernels of this process as generated code (for bisecting).",
         in_key=True,
     )
     deterministic: bool = _option(

@@ -14,10 +14,14 @@ from .budget.report import BudgetReport
 from .codegen.cpp_program import CppProgram
 from .codegen.program import ProgramSpec
 from .codegen.steps import ExternStep, KernelStep, TableStep
+from .codegen.triton_kernel import TritonKernel
+from .codegen.triton_table import TritonTable
+from .cost.rates import Rates
 from .ir.kernel_op import KernelOp
 from .ir.nest_text import print_kernel
 from .ir.origins import origin_of
 from .pipeline.rundir import RunDir
+from .program_facts import kernel_facts, launch_facts, program_facts, sizes_of, support_files
 from .runtime.program import Program
 
 Kind = Literal["inference", "forward", "backward"]
@@ -92,31 +96,80 @@ def externs_of(graph: GraphModule, spec: ProgramSpec) -> list[tuple[str, str | N
     for step in spec.steps:
         if isinstance(step, ExternStep) and step.name in nodes:
             node = nodes[step.name]
-            found.append((str(node.target), origin_of(node)))
+            target = node.target if not isinstance(node.target, KernelOp) else "kernel as ATen ops"
+            found.append((str(target), origin_of(node)))
     return found
 
 
-def write_kernels(
-    run_dir: RunDir, compiled: CompiledGraph, file: str, sources: Sequence[str]
-) -> None:
-    """Write the kernels that a graph calls into a run directory.
+@dataclass(frozen=True)
+class KernelSources:
+    """The kernels that a graph calls: name, the user's lines, source; made when read.
 
     Args:
-        file: the name of a kernel's source there.
-        sources: of the functions of the program, by their numbers.
+        codes: of the functions of the program, by their numbers.
     """
-    assert compiled.spec is not None
-    for step in compiled.spec.steps:
+
+    compiled: CompiledGraph
+    codes: Sequence[CppProgram | TritonKernel | TritonTable | str]
+
+    def __iter__(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        assert self.compiled.spec is not None
+        for step in self.compiled.spec.steps:
+            if isinstance(step, (KernelStep, TableStep)):
+                op = step.op
+                source = _source(self.codes[step.function], step.function)
+                yield op.nest.name, tuple(op.origin.lines), source
+
+
+def write_program(
+    run_dir: RunDir,
+    compiled: CompiledGraph,
+    graph: GraphModule,
+    file: str,
+    codes: Sequence[CppProgram | TritonKernel | TritonTable | str],
+    rates: Rates,
+    flags: str = "",
+) -> None:
+    """Write the kernels that a graph calls, and what its program costs, into a run directory.
+
+    Args:
+        graph: that the program was made of.
+        file: the name of a kernel's source there.
+        codes: of the functions of the program, by their numbers.
+        rates: of the device.
+        flags: of the C++ compiler.
+    """
+    spec = compiled.spec
+    assert spec is not None
+    sizes = sizes_of(graph, spec)
+    kept: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    for number, step in enumerate(spec.steps):
         if not isinstance(step, (KernelStep, TableStep)):
             continue
-        op = step.op
-        run_dir.kernel(
+        op, code = step.op, codes[step.function]
+        facts = kernel_facts(step, sizes, rates)
+        name = run_dir.kernel(
             f"{compiled.name}.{op.nest.name}",
-            {file: sources[step.function], "nest.txt": print_kernel(op.nest)},
+            {file: _source(code, step.function), "nest.txt": print_kernel(op.nest)},
             {
                 "graph": compiled.name,
+                "step": number,
                 "ops": list(op.origin.ops),
                 "origins": list(op.origin.lines),
                 "function": f"k{step.function}",
+                **facts,
+                "launch": launch_facts(step, spec, sizes, code, flags),
             },
         )
+        kept[number] = name, facts
+    if kept:
+        for name, text in support_files(flags != "").items():
+            run_dir.support(name, text)
+    facts = program_facts(graph, spec, sizes, rates, kept)
+    run_dir.program(compiled.name, {"graph": compiled.name, "kind": compiled.kind, **facts})
+
+
+def _source(code: CppProgram | TritonKernel | TritonTable | str, function: int) -> str:
+    if isinstance(code, CppProgram):
+        return code.kernels[function]
+    return code if isinstance(code, str) else code.source

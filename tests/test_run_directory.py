@@ -151,6 +151,42 @@ def test_kernels_have_source_nest_and_origins(run: Run):
             assert any(line in found for found in mine), (graph, kind, line)
 
 
+def test_kernels_say_what_they_move_and_take(run: Run):
+    for kernel in run.kernels:
+        meta = kernel.meta
+        assert meta["bytes_read"] > 0
+        assert meta["bytes_written"] > 0
+        assert meta["seconds"] > 0
+        assert meta["launch"]["kind"] == "cpp"
+        assert all(count > 0 for count in meta["launch"]["elements"])
+
+
+def test_programs_hold_each_step_and_the_memory(run: Run):
+    programs = {
+        file.stem: json.loads(file.read_text()) for file in (run.path / "programs").iterdir()
+    }
+    kernels = {kernel.name for kernel in run.kernels}
+    steps = [step for program in programs.values() for step in program["steps"]]
+    assert {step["kernel"] for step in steps if step["kind"] == "kernel"} == kernels
+    product = next(step for step in steps if "addmm" in step.get("op", ""))
+    assert product["operations"] == 2 * 32 * 16 * 11
+    assert product["origin"] is not None
+    for program in programs.values():
+        memory = program["memory"]
+        peak = max(memory["live"])
+        assert memory["live"][memory["peak_step"] + 1] == peak
+        assert sum(owner["nbytes"] for owner in memory["owners"]) + memory["others"] == peak
+
+
+def test_the_first_state_says_which_module_made_what(run: Run):
+    made = [state.meta["modules"] for graph in run.graphs for state in graph.states[:1]]
+    assert {"norm", "head"} <= {path for modules in made for path in modules}
+    for graph in run.graphs:
+        first = graph.states[0]
+        for names in first.meta["modules"].values():
+            assert all(f"%{name} " in (first.text or "") for name in names.split())
+
+
 def test_externs_are_counted_per_op_and_graph(run: Run):
     found = {(e.fields["graph"], e.fields["op"]): e for e in run.events if e.kind == "extern"}
     assert found["g1_forward", "aten.addmm.default"].fields["count"] == 1

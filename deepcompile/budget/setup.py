@@ -6,14 +6,11 @@ from functools import partial
 
 import torch
 
-from ..cache_dir import rates_file
-from ..cost.calibration import rates_measured
-from ..cost.rates import Rates
 from ..errors import OptionError
 from ..options import Options
 from ..passes.checkpoints.forms import allowed_forms
 from ..runtime.device import uses_triton
-from ..runtime.measured_rates import machine_of, table_of
+from ..runtime.measured_rates import rates_for
 from .ledger import Ledger, joint_smallest
 from .plan_file import load_plans
 from .shares import Share
@@ -50,7 +47,7 @@ def budgeted_split(
     offload = options.offload == "on" or (options.offload == "auto" and device.type == "cuda")
     return BudgetedSplit(
         budget_bytes(options.memory_budget, device),
-        _rates(options, device),
+        rates_for(options, device),
         make_program,
         decided,
         optimizer_bytes=options.optimizer_bytes,
@@ -62,11 +59,3 @@ def budgeted_split(
         forms=allowed_forms(options.compress, offload),
         plans=load_plans(options.memory_plan) if options.memory_plan else None,
     )
-
-
-def _rates(options: Options, device: torch.device) -> Rates:
-    """What was measured on this machine, if it was and the options do not say otherwise."""
-    table = table_of(device)
-    if options.rates == "table":
-        return table
-    return rates_measured(table, machine_of(device), rates_file(options))

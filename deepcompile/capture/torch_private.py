@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
+from torch._dynamo import symbolic_convert
 from torch._dynamo.exc import (
     RestartAnalysis,
     ShortenTraceback,
@@ -23,6 +26,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import (
     _extract_fwd_bwd_modules,
+    default_partition,
     min_cut_rematerialization_partition,
     raise_getitems,
     thread_graphsafe_rng_from_hops,
@@ -51,8 +55,10 @@ __all__ = [
     "flatten_graph_inputs",
     "graph_module",
     "hidden_from_dynamo",
+    "modules_in_reach",
     "mutated_input_indices",
     "split_joint_graph",
+    "split_without_recomputing",
     "static_input_indices",
     "tracing_once_more",
     "uncalled_graph_modules",
@@ -91,6 +97,14 @@ def split_joint_graph(
     """
     with functorch_config.patch(cse=False, activation_memory_budget=1.0):
         return min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+
+
+def split_without_recomputing(
+    joint: GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+) -> tuple[GraphModule, GraphModule]:
+    """Torch's split in which backward computes nothing of forward again."""
+    with functorch_config.patch(cse=False):
+        return default_partition(joint, joint_inputs, **kwargs)
 
 
 def divide_joint_graph(
@@ -155,6 +169,27 @@ def current_frame() -> tuple[int | None, Hashable]:
     if context is None or context.compile_id is None:
         return None, None
     return context.compile_id.frame_id, (context.compile_id, context.attempt)
+
+
+def modules_in_reach() -> list[nn.Module]:
+    """From within a compile of Dynamo's: modules that the function it compiles has by a name.
+
+    That is its arguments and globals that it names, `self` first of all, and their attributes.
+    """
+    translator = getattr(symbolic_convert.tls, "current_tx", None)
+    if translator is None:
+        return []
+    root = translator.output.root_tx
+    values = [*root.f_locals.values()]
+    values += [root.f_globals[name] for name in root.f_code.co_names if name in root.f_globals]
+    found: dict[int, nn.Module] = {}
+    for value in values:
+        is_holder = not isinstance(value, nn.Module | ModuleType | type)
+        attributes = getattr(value, "__dict__", {}).values() if is_holder else ()
+        for one in (value, *attributes):
+            if isinstance(one, nn.Module):
+                found[id(one)] = one
+    return list(found.values())
 
 
 def tracing_once_more(
@@ -297,3 +332,14 @@ def keeps_saved_tensors() -> bool:
     if torch._C._current_graph_task_id() == -1:  # compiled autograd lets go of them itself
         return False
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def failed_guards() -> list[tuple[str, str]]:
+    """Why Dynamo compiled functions again since it was reset: the function, and its reason."""
+    from torch._dynamo.utils import guard_failures
+
+    return [
+        (code.co_name, str(reason))
+        for code, reasons in guard_failures.items()
+        for reason in reasons
+    ]

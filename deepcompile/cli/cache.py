@@ -9,12 +9,12 @@ from deepcompile.cli.output import json_option, print_json
 from deepcompile.options import Options, format_size
 
 
-@click.group()
+@click.group(epilog="Example: deepcompile cache size")
 def cache() -> None:
     """Look after the cache of built kernels."""
 
 
-@cache.command()
+@cache.command(epilog="Example: deepcompile cache path")
 @json_option
 def path(as_json: bool) -> None:
     """The folder of the cache."""
@@ -25,7 +25,7 @@ def path(as_json: bool) -> None:
         click.echo(folder)
 
 
-@cache.command()
+@cache.command(epilog="Example: deepcompile cache size --json")
 @json_option
 def size(as_json: bool) -> None:
     """How much is in the cache and how much may be."""
@@ -39,7 +39,7 @@ def size(as_json: bool) -> None:
     click.echo(f"{format_size(total)} in {len(found)} entries, at most {limit}")
 
 
-@cache.command("clear")
+@cache.command("clear", epilog="Example: deepcompile cache clear")
 @json_option
 def clear_cache(as_json: bool) -> None:
     """Remove all built kernels; they are built again when needed."""

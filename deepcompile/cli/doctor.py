@@ -37,7 +37,7 @@ class Finding:
     detail: str
 
 
-@click.command()
+@click.command(epilog="Example: deepcompile doctor --compile")
 @click.option(
     "--compile", "compiles", is_flag=True, help="Also compile a tiny function (loads torch)."
 )

@@ -12,11 +12,13 @@ import click
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
 from deepcompile.cli.run_argument import run_argument, runs_root
+from deepcompile.cli.terminal import note
+from deepcompile.cli.text import say
 from deepcompile.inspect.memory import PlanRecord, compare, read_plans
 from deepcompile.options import format_size
 
 
-@click.group()
+@click.group(epilog="Example: deepcompile memory show --tensors 5")
 def memory() -> None:
     """Read memory plans: what was kept, computed again, compressed or offloaded.
 
@@ -26,28 +28,31 @@ def memory() -> None:
     """
 
 
-@memory.command()
+@memory.command(epilog="Example: deepcompile memory show --tensors 5")
 @run_argument
 @click.option("--tensors", default=12, show_default=True, help="How many tensors; 0 for all.")
 @json_option
 def show(run: str | None, tensors: int, as_json: bool) -> None:
     """The plans of RUN: a run directory, a folder of runs (then its newest) or a plan file."""
-    plans = read_plans(runs_root(run))
+    notes: list[str] = []
+    plans = read_plans(runs_root(run), notes)
     if as_json:
         print_json("memory show", plans=[_document(plan) for plan in plans])
-        return
-    for plan in plans:
-        _print(plan, tensors)
+    else:
+        for plan in plans:
+            _print(plan, tensors)
+    for text in notes[:20]:
+        note(f"note: {text}")
 
 
-@memory.command()
+@memory.command(epilog="Example: deepcompile memory diff runs-before runs-after")
 @click.argument("before")
 @click.argument("after")
 @json_option
 def diff(before: str, after: str, as_json: bool) -> Exit:
     """What two plans of the same graphs decide differently; exit status 1 where they do."""
-    old = {plan.graph: plan for plan in read_plans(before)}
-    new = {plan.graph: plan for plan in read_plans(after)}
+    old = {plan.graph: plan for plan in read_plans(runs_root(before))}
+    new = {plan.graph: plan for plan in read_plans(runs_root(after))}
     both = [graph for graph in old if graph in new]
     if not both:
         raise click.UsageError(f"{before} and {after} are for different graphs")
@@ -58,10 +63,10 @@ def diff(before: str, after: str, as_json: bool) -> Exit:
         return Exit.NO if any(found.values()) else Exit.OK
     for graph in both:
         peaks = [format_size(plan[graph].facts["peak"]) for plan in (old, new)]
-        click.echo(f"graph {graph}: predicted peak {peaks[0]} -> {peaks[1]}")
+        say(f"graph {graph}: predicted peak {peaks[0]} -> {peaks[1]}")
         rates = [_rates(plan[graph].facts) for plan in (old, new)]
         if rates[0] != rates[1]:
-            click.echo(f"  planned by other rates of the device: {rates[0]} -> {rates[1]}")
+            say(f"  planned by other rates of the device: {rates[0]} -> {rates[1]}")
         lines = [
             (
                 row.tensor,
@@ -73,7 +78,7 @@ def diff(before: str, after: str, as_json: bool) -> Exit:
             for row in found[graph]
         ]
         if lines:
-            click.echo(table(("TENSOR", "SIZE", "BEFORE", "AFTER", "FROM"), lines))
+            say(table(("TENSOR", "SIZE", "BEFORE", "AFTER", "FROM"), lines))
     return Exit.NO if any(found.values()) else Exit.OK
 
 
@@ -102,54 +107,50 @@ def _decision(row: Mapping[str, Any]) -> str:
 def _print(plan: PlanRecord, limit: int) -> None:
     facts = plan.facts
     guess = " (assumed)" if facts.get("optimizer_assumed") else ""
-    click.echo(f"{plan.file}  graph {plan.graph}")
-    click.echo(
+    say(f"{plan.file}  graph {plan.graph}")
+    say(
         f"  budget {format_size(facts['budget'])}, predicted peak {format_size(facts['peak'])}, "
         f"without a budget {format_size(facts['unplanned_peak'])}"
     )
-    click.echo(
+    say(
         f"  parameters and inputs {format_size(facts['parameters'])}, "
         f"optimizer {format_size(facts['optimizer'])}{guess}"
     )
     if facts.get("sizes"):
         sizes = ", ".join(f"{name} = {size}" for name, size in facts["sizes"].items())
-        click.echo(f"  for sizes up to {sizes}")
+        say(f"  for sizes up to {sizes}")
     if facts.get("exceeds"):
-        click.echo(
-            "  for the first step only: it exceeds the budget, for earlier graphs took the room"
-        )
+        say("  for the first step only: it exceeds the budget, for earlier graphs took the room")
     if facts.get("calls", 1) > 1:
-        click.echo(f"  called {facts['calls']} times in a step")
+        say(f"  called {facts['calls']} times in a step")
     if facts.get("replanned"):
-        click.echo("  in place of an earlier plan: planned once more with all graphs of the model")
+        say("  in place of an earlier plan: planned once more with all graphs of the model")
     if not plan.tensors:
-        click.echo("  nothing had to be computed again\n")
+        say("  nothing had to be computed again\n")
         return
     bound = facts.get("bound_seconds")
     shown = "none" if bound is None else f"{bound * 1e3:.2f} ms"
-    click.echo(
+    say(
         f"  computing again takes {facts['recompute_seconds'] * 1e3:.2f} ms a step by the cost "
         f"model (rates: {_rates(facts)}; bound: {shown})"
     )
     if any(row["decision"] == "offload" for row in plan.tensors):
-        click.echo(
+        say(
             f"  copies to and from the host add {facts.get('exposed_seconds', 0.0) * 1e3:.2f} ms "
             "that no work hides"
         )
     for why in facts.get("unsolved", ()):
-        click.echo(f"  choices may not be the best, or have no bound: {why}")
+        say(f"  choices may not be the best, or have no bound: {why}")
     for decision, count in Counter(row["decision"] for row in plan.tensors).most_common():
-        click.echo(f"  {decision}: {count} tensors, {format_size(plan.total(decision))}")
+        say(f"  {decision}: {count} tensors, {format_size(plan.total(decision))}")
     for half, course in plan.timeline.items():
         peak, step = max(course["live"]), course["peak_step"]
-        click.echo(
+        say(
             f"  {half}: highest at step {step} of {len(course['live']) - 2}, "
             f"{format_size(peak)} beside what is pinned"
         )
         for owner in course["owners"][:3]:
-            click.echo(
-                f"    {format_size(owner['nbytes']):>10}  {owner['role']}  {owner['tensor']}"
-            )
+            say(f"    {format_size(owner['nbytes']):>10}  {owner['role']}  {owner['tensor']}")
     rows = sorted(plan.tensors, key=lambda row: -row["nbytes"])
     lines = [
         (
@@ -162,7 +163,7 @@ def _print(plan: PlanRecord, limit: int) -> None:
         )
         for row in (rows[:limit] if limit else rows)
     ]
-    click.echo(table(("  TENSOR", "SIZE", "DECISION", "PRICE", "FROM", "WHY"), lines))
+    say(table(("  TENSOR", "SIZE", "DECISION", "PRICE", "FROM", "WHY"), lines))
     if limit and len(rows) > limit:
-        click.echo(f"  and {len(rows) - limit} more: --tensors 0")
-    click.echo("")
+        say(f"  and {len(rows) - limit} more: --tensors 0")
+    say("")

@@ -81,5 +81,5 @@ def _demo(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     from deepcompile.demo.model import ModelConfig, Transformer
 
     config = ModelConfig()
-    tokens = torch.zeros(8, config.context, dtype=torch.int64)
+    tokens = torch.randint(config.vocabulary, (8, config.context))
     return Transformer(config), (tokens, tokens)

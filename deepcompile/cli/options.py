@@ -8,7 +8,7 @@ from deepcompile.cli.output import json_option, print_json, table
 from deepcompile.options import Options, option_table
 
 
-@click.command()
+@click.command(epilog="Example: DEEPCOMPILE_VERIFY=1 deepcompile options")
 @json_option
 def options(as_json: bool) -> None:
     """All options with their default, environment variable and the value in force here."""

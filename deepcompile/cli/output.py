@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from deepcompile.inspect.safe_files import visible_line
+
 SCHEMA = 1
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,8 +26,8 @@ def print_json(command: str, **fields: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a header, columns aligned and never cut."""
-    lines = [list(header), *map(list, rows)]
+    """Rows under a header, columns aligned and never cut; each row is one line."""
+    lines = [list(header), *([visible_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,31 +1,46 @@
-"""RUN on the command line: a run directory, or a folder of runs, of which the newest is meant."""
+"""RUN on the command line: a run directory, a folder of runs (then its newest), or a run's name."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from deepcompile.inspect.reader import Run, find_run, read_run
+from deepcompile.cli.terminal import note
+from deepcompile.errors import DeepCompileError, RunDirError, nearest
+from deepcompile.inspect.reader import Run, find_run, is_run, list_runs, read_run
 from deepcompile.options import Options
 
 DEFAULT_ROOT = ".deepcompile/runs"
 """Where runs are looked for, and where commands record, if nothing says otherwise."""
+LATEST = "latest"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def run_argument(command: _F) -> _F:
     """The optional argument RUN; the command gets it as `run`."""
-    decorate = click.argument("run", required=False, metavar="[RUN]")
+    decorate = click.argument(
+        "run", required=False, metavar="[RUN]", shell_complete=lambda c, p, text: run_names(text)
+    )
     return decorate(command)
 
 
 def runs_root(text: str | None) -> str:
-    """The path that RUN means: as given, else of DEEPCOMPILE_RUN_DIR, else `DEFAULT_ROOT`."""
-    return text or Options.resolve().run_dir or DEFAULT_ROOT
+    """The path that RUN means: as given, else of DEEPCOMPILE_RUN_DIR, else `DEFAULT_ROOT`.
+
+    A name that is no path but that of a run below the root is that run.
+    """
+    root = Options.resolve().run_dir or DEFAULT_ROOT
+    if not text or text == LATEST:
+        return root
+    if not _exists(Path(text)) and "/" not in text and is_run(Path(root, text)):
+        return str(Path(root, text))
+    return text
 
 
 def run_path(text: str | None) -> Path:
@@ -44,3 +59,81 @@ def chosen_run(text: str | None) -> Run:
         RunDirError: there is none, or it cannot be read.
     """
     return read_run(runs_root(text))
+
+
+def is_run_text(text: str) -> bool:
+    """Whether `text` means a run, where it could be something else too."""
+    if text == LATEST:
+        return True
+    place = Path(runs_root(text))
+    if not _exists(place) or not place.is_dir():
+        return False
+    if "/" in text or text.startswith("."):
+        return True
+    # A bare word may be a graph or a pass, and by chance a folder.
+    try:
+        return find_run(place) is not None
+    except RunDirError:
+        return False
+
+
+def unknown_run(text: str) -> RunDirError:
+    """The error for what is no run, with the nearest run's name."""
+    root = runs_root(None)
+    try:
+        close = nearest(text, [path.name for path in list_runs(root)])
+    except RunDirError:
+        close = None
+    hint = f"; did you mean {close!r}?" if close else f"; `deepcompile runs list` shows {root}"
+    return RunDirError(f"no run {text!r}{hint}")
+
+
+def note_what_is_missing(run: Run) -> None:
+    """Say on stderr what could not be read of `run`, after all that is shown has been read."""
+    for text in run.notes:
+        note(f"note: {text}")
+
+
+# -- shell completion: quick, silent, without torch ------------------------------------------------
+
+
+def run_names(text: str) -> list[CompletionItem]:
+    """Names of runs that begin with `text`, and folders."""
+    found = []
+    with contextlib.suppress(DeepCompileError, OSError):
+        found = [path.name for path in list_runs(runs_root(None)) if path.name.startswith(text)]
+    return [CompletionItem(name) for name in found] + [CompletionItem(text, type="dir")]
+
+
+def graph_names(run: str | None, text: str) -> list[CompletionItem]:
+    """Names of graphs of a run that begin with `text`."""
+    try:
+        names = [graph.name for graph in chosen_run(run).graphs]
+    except (DeepCompileError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(text)]
+
+
+def pass_names(run: str | None, text: str) -> list[CompletionItem]:
+    """Names of passes of a run that begin with `text`."""
+    try:
+        states = [state.name for graph in chosen_run(run).graphs for state in graph.states]
+    except (DeepCompileError, OSError):
+        return []
+    return [CompletionItem(name) for name in dict.fromkeys(states) if name.startswith(text)]
+
+
+def kernel_names(run: str | None, text: str) -> list[CompletionItem]:
+    """Names of kernels of a run that begin with `text`."""
+    try:
+        names = [kernel.name for kernel in chosen_run(run).kernels]
+    except (DeepCompileError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(text)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -1,4 +1,4 @@
-"""`deepcompile runs`: what recorded runs hold. Reads files only."""
+"""`deepcompile runs`: what recorded runs hold, removing and packing them."""
 
 from __future__ import annotations
 
@@ -11,49 +11,101 @@ from typing import Any
 import click
 
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.run_argument import run_argument, runs_root
-from deepcompile.errors import RunDirError
+from deepcompile.cli.run_argument import (
+    is_run_text,
+    note_what_is_missing,
+    run_argument,
+    run_path,
+    runs_root,
+    unknown_run,
+)
+from deepcompile.cli.terminal import note
+from deepcompile.cli.text import say
+from deepcompile.inspect.housekeeping import checked_run, pack_run, remove_run, run_size
 from deepcompile.inspect.reader import Event, Run, list_runs, read_run
+from deepcompile.inspect.safe_files import visible_line
+from deepcompile.options import format_size
+
+_COUNTED = ("graphs", "kernels", "fallbacks")
 
 
-@click.group()
+@click.group(epilog="Example: deepcompile runs rm --keep 5")
 def runs() -> None:
-    """Read recorded runs.
+    """Recorded runs: list them, look into one, remove old ones, pack one to send.
 
     A compile records itself when `options={"run_dir": ROOT}` or DEEPCOMPILE_RUN_DIR is set.
     """
 
 
-@runs.command("list")
+@runs.command("list", epilog="Example: deepcompile runs list .deepcompile/runs")
 @click.argument("root", required=False)
 @json_option
 def list_command(root: str | None, as_json: bool) -> None:
     """The runs below ROOT, oldest first."""
-    found = [_readable(path) for path in list_runs(runs_root(root))]
+    found = [read_run(path) for path in list_runs(runs_root(root))]
     if as_json:
-        print_json("runs list", runs=[_summary(run) for run in found])
+        print_json("runs list", runs=[run_summary(run) for run in found])
         return
-    rows = [
-        (
-            run.name,
-            run.status,
-            str(len(run.graphs)),
-            str(len(run.kernels)),
-            str(len(run.fallbacks)),
-        )
-        for run in found
-    ]
-    click.echo(table(("RUN", "STATUS", "GRAPHS", "KERNELS", "FALLBACKS"), rows))
+    rows = [(*run_row(run), format_size(run_size(run.path))) for run in found]
+    say(table(("RUN", "STATUS", "GRAPHS", "KERNELS", "FALLBACKS", "SIZE"), rows))
 
 
-def _readable(path: Path) -> Run:
-    try:
-        return read_run(path)
-    except RunDirError:
-        return Run(path, {"status": "unreadable"}, (), (), ())
+@runs.command(epilog="Examples: deepcompile runs rm NAME; deepcompile runs rm --keep 5")
+@click.argument("names", nargs=-1, metavar="[RUN]...")
+@click.option("--keep", type=click.IntRange(0), metavar="N", help="Remove all but the newest N.")
+@click.option("--root", metavar="ROOT", help="With --keep: the folder of the runs.")
+@json_option
+def rm(names: tuple[str, ...], keep: int | None, root: str | None, as_json: bool) -> None:
+    """Remove runs, without asking; what is no run is refused, and then nothing is removed."""
+    if bool(names) == (keep is not None):
+        raise click.UsageError("name runs, or say how many to keep: --keep N")
+    if keep is not None:
+        found = list(list_runs(runs_root(root)))
+        chosen = [path for path in found[: max(0, len(found) - keep)] if not path.is_symlink()]
+    else:
+        chosen = [Path(_named(name)) for name in dict.fromkeys(names)]
+    for path in chosen:
+        checked_run(path)
+    freed = {str(path): remove_run(path) for path in chosen}
+    if as_json:
+        print_json("runs rm", removed=list(freed), bytes=sum(freed.values()))
+    else:
+        say(f"removed {len(freed)} runs, {format_size(sum(freed.values()))}")
 
 
-@runs.command()
+def _named(name: str) -> str:
+    """The path of one run: a folder of runs is refused by what follows, not looked into."""
+    place = runs_root(name)
+    if not Path(place).is_dir() and "/" not in name:
+        raise unknown_run(name)
+    return place if name != "latest" else str(run_path(None))
+
+
+@runs.command(epilog="Example: deepcompile runs pack -o report.zip")
+@run_argument
+@click.option("-o", "--output", metavar="FILE", help="The zip file.  [default: RUN.zip]")
+@json_option
+def pack(run: str | None, output: str | None, as_json: bool) -> None:
+    """One file with all of RUN, for a bug report; look into it before you send it.
+
+    It holds your program's graphs, kernels, file names, arguments and DEEPCOMPILE_ variables.
+    Links are not followed.
+    """
+    if run is not None and not is_run_text(run):
+        raise unknown_run(run)
+    path = run_path(run)
+    packed = pack_run(path, Path(output or f"{visible_line(path.resolve().name)}.zip"))
+    for text in packed.left_out:
+        note(f"left out: {text}")
+    if as_json:
+        print_json("runs pack", run=str(path), **{**dataclasses.asdict(packed),
+                                                  "file": str(packed.file)})  # fmt: skip
+    else:
+        size = format_size(packed.file.stat().st_size)
+        say(f"{packed.file}: {packed.files} files, {format_size(packed.bytes)}, packed {size}")
+
+
+@runs.command(epilog="Example: deepcompile runs show latest")
 @run_argument
 @json_option
 def show(run: str | None, as_json: bool) -> None:
@@ -63,34 +115,39 @@ def show(run: str | None, as_json: bool) -> None:
     """
     found = read_run(runs_root(run))
     if as_json:
-        print_json("runs show", **_summary(found), **_contents(found))
-        return
-    click.echo(f"{found.path}  ({found.status})")
-    click.echo(f"pipeline: {found.info.get('pipeline') or '-'}")
+        print_json("runs show", **run_summary(found), **_contents(found))
+    else:
+        _print(found)
+    note_what_is_missing(found)
+
+
+def _print(found: Run) -> None:
+    say(f"{found.path}  ({found.status})")
+    say(f"pipeline: {found.info.get('pipeline') or '-'}")
     for graph in found.graphs:
-        click.echo(f"\ngraph {graph.name}")
+        say(f"\ngraph {graph.name}")
         rows = [
             (
                 f"  {state.index:03d}",
                 state.name,
-                str(state.meta.get("status", "")),
-                f"{state.meta['ms']:.1f} ms" if "ms" in state.meta else "",
-                _delta(state.meta.get("op_delta") or {}),
+                state.status,
+                f"{state.ms:.1f} ms" if state.ms is not None else "",
+                _delta(state.op_delta),
             )
             for state in graph.states
         ]
-        click.echo(table(("  #", "PASS", "STATUS", "TIME", "OPS"), rows))
+        say(table(("  #", "PASS", "STATUS", "TIME", "OPS"), rows))
     if found.kernels:
         origins = [
             (k.name, ", ".join(k.origins) or "-", ", ".join(_counted(k.ops))) for k in found.kernels
         ]
-        click.echo("\n" + table(("KERNEL", "FROM", "OPS"), origins))
+        say("\n" + table(("KERNEL", "FROM", "OPS"), origins))
     for title, events in _notable(found.events):
-        click.echo(f"\n{title}")
+        say(f"\n{title}")
         for event in events:
             where = event.fields.get("origin") or event.fields.get("graph") or ""
-            reason = event.fields.get("reason") or event.fields.get("error") or ""
-            click.echo(f"  {where}: {str(reason).splitlines()[0] if reason else '-'}")
+            reason = str(event.fields.get("reason") or event.fields.get("error") or "")
+            say(f"  {where}: {next(iter(reason.splitlines()), '-')}")
 
 
 def _notable(events: Iterable[Event]) -> list[tuple[str, list[Event]]]:
@@ -113,14 +170,26 @@ def _delta(delta: dict[str, int]) -> str:
     return f"+{more} -{fewer}" if delta else ""
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def run_row(run: Run) -> tuple[str, ...]:
+    """Name, status and counts of graphs, kernels and fallbacks."""
+    return run.name, run.status, *(str(_count(run, what)) for what in _COUNTED)
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """The same for a JSON document."""
     return {
         "path": str(run.path),
+        "notes": list(run.notes),
         "status": run.status,
-        "graphs": len(run.graphs),
-        "kernels": len(run.kernels),
-        "fallbacks": len(run.fallbacks),
+        **{what: _count(run, what) for what in _COUNTED},
     }
+
+
+def _count(run: Run, what: str) -> int:
+    """As run.json says; counted in the files where the run never ended."""
+    counts = run.info.get("counts")
+    known = counts.get(what) if isinstance(counts, dict) else None
+    return known if isinstance(known, int) else len(getattr(run, what))
 
 
 def _contents(run: Run) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import click
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
 from deepcompile.cli.run_argument import run_argument, runs_root
+from deepcompile.cli.terminal import note
+from deepcompile.cli.text import say
 from deepcompile.errors import RunDirError, unknown_name
 from deepcompile.inspect.sharding import (
     MODEL,
@@ -45,6 +47,7 @@ def sharding() -> None:
     """Read placements on a mesh, or plan them.
 
     \b
+    Examples:
     deepcompile sharding runs
     deepcompile sharding runs --why layers.3.mlp.up_proj
     deepcompile sharding plan model.py:factory --mesh dp=2,tp=4 -o plan.json
@@ -52,7 +55,7 @@ def sharding() -> None:
     """
 
 
-@sharding.command()
+@sharding.command(epilog="Example: deepcompile sharding show --why layers.3.mlp.up_proj")
 @run_argument
 @click.option("--why", metavar="NAME", help="Why a parameter, or those of a module, lie there.")
 @click.option("--diff", "other", metavar="OTHER", help="Compare with another run or plan file.")
@@ -74,9 +77,14 @@ def show(
     With --diff, the exit status is 1 where they differ.
     """
     place = runs_root(run)
-    records = _chosen(read_shardings(place), graph)
+    notes: list[str] = []
+    records = _chosen(read_shardings(place, notes), graph)
+    for text in notes[:20]:
+        note(f"note: {text}")
     if other is not None:
-        return _differences(records, _chosen(read_shardings(other), graph), each, as_json)
+        return _differences(
+            records, _chosen(read_shardings(runs_root(other)), graph), each, as_json
+        )
     if svg is not None:
         _draw(records[0], svg)
     elif why is not None:
@@ -84,7 +92,7 @@ def show(
     elif as_json:
         print_json("sharding show", plans=[_document(record) for record in records])
     else:
-        click.echo("\n".join(_pages(records, each)))
+        say(_pages(records, each))
     return Exit.OK
 
 
@@ -103,7 +111,7 @@ def show(
 @click.option(
     "--data-axes", default="dp", show_default=True, help="Axes with a batch each, by commas."
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize(plan=FILE).")
+@click.option("-o", "--output", metavar="FILE", help="Write the plan, for parallelize to read.")
 @click.option("--svg", metavar="FILE", help="Draw it.")
 @click.option("--all", "each", is_flag=True, help="Each parameter, not one line for equal layers.")
 @json_option
@@ -135,7 +143,7 @@ def plan(
     if not isinstance(module, nn.Module):
         raise click.BadParameter(f"{model} makes no torch.nn.Module", param_hint="MODEL")
     axes = tuple(name.strip() for name in data_axes.split(",") if name.strip())
-    click.echo(f"planning {model} on {mesh}", err=True)
+    note(f"planning {model} on {mesh}")
     found = plan_model(
         module,
         inputs,
@@ -153,7 +161,7 @@ def plan(
     if as_json:
         print_json("sharding plan", plans=[_document(record)])
     else:
-        click.echo("\n".join(_pages([record], each)))
+        say(_pages([record], each))
 
 
 def _chosen(records: list[ShardingRecord], graph: str | None) -> list[ShardingRecord]:
@@ -180,7 +188,7 @@ def _write(file: str, write: Any) -> None:
         write(Path(file))
     except OSError as error:
         raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
-    click.echo(f"wrote {file}", err=True)
+    note(f"wrote {file}")
 
 
 def _draw(record: ShardingRecord, file: str) -> None:
@@ -306,7 +314,7 @@ def _print_reasons(records: Sequence[ShardingRecord], name: str, as_json: bool) 
         return
     for graph, reason in found:
         mesh = next(record.mesh for record in records if record.graph == graph)
-        click.echo("\n".join(_reason(graph, mesh, reason)))
+        say(_reason(graph, mesh, reason))
 
 
 def _reason(graph: str, mesh: str, reason: ParameterReasons) -> Iterator[str]:
@@ -343,8 +351,8 @@ def _differences(
     else:
         for (a, b), lines in zip(pairs, found.values(), strict=True):
             same = "no difference" if not lines else f"{len(lines)} differences"
-            click.echo(f"{_title(a)} against {_title(b)} of {b.file}: {same}")
-            click.echo("".join(f"  {line}\n" for line in _folded(lines, each)), nl=False)
+            say(f"{_title(a)} against {_title(b)} of {b.file}: {same}")
+            say(f"  {line}" for line in _folded(lines, each))
     return Exit.NO if any(found.values()) else Exit.OK
 
 

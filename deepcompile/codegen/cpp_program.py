@@ -49,10 +49,11 @@ def emit_program(spec: ProgramSpec, *, keeps_order: bool = False) -> CppProgram:
         keeps_order: sums add in orders of their own; see `emit_kernel`.
 
     The entry point is `int deepcompile_program(void **slots, const i64 *sizes, char *workspace,
-    i64 threads, int (*extern_call)(int), const i64 *const *tables)`; `tables` are those of the
-    table steps, in order. `extern_call` does the extern and lifetime steps, numbered in order. It
-    returns 0, -1 when such a call failed, or 1 + the number of the step in which the user's index
-    was out of range.
+    i64 threads, int (*extern_call)(int), const i64 *const *tables, void (*watch)(int))`; `tables`
+    are those of the table steps, in order. `extern_call` does the extern and lifetime steps,
+    numbered in order. `watch`, if there is one, is called with the number of a kernel's step before
+    it and with `~number` after it. The result is 0, -1 when an extern call failed, or 1 + the
+    number of the step in which the user's index was out of range.
 
     Raises:
         CannotCompile: when a kernel's text is too long to build.
@@ -74,9 +75,9 @@ def emit_program(spec: ProgramSpec, *, keeps_order: bool = False) -> CppProgram:
     lines = [
         'extern "C" int deepcompile_program(void **slots, const i64 *sizes, char *workspace,',
         "                                   i64 threads, int (*extern_call)(int),",
-        "                                   const i64 *const *tables) {",
+        "                                   const i64 *const *tables, void (*watch)(int)) {",
         "  (void)slots; (void)sizes; (void)workspace; (void)threads; (void)extern_call;",
-        "  (void)tables;",
+        "  (void)tables; (void)watch;",
         "  int failed = 0; (void)failed;",
     ]
     extern = table = 0
@@ -88,11 +89,14 @@ def emit_program(spec: ProgramSpec, *, keeps_order: bool = False) -> CppProgram:
         if isinstance(step, TransposeStep):
             lines.append(_transpose(step, names))
             continue
+        lines.append(f"  if (watch) watch({number});")
         if isinstance(step, TableStep):
             lines.append(f"  k{step.function}(slots, tables[{table}], threads);")
+            lines.append(f"  if (watch) watch({~number});")
             table += 1
             continue
         lines.append(_call(step, names))
+        lines.append(f"  if (watch) watch({~number});")
         if any(isinstance(instr, Check) for instr in step.op.nest.instructions()):
             lines.append(f"  if (failed) return {number + 1};")
     lines += ["  return 0;", "}"]

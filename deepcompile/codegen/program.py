@@ -55,6 +55,7 @@ def make_program(
     *,
     follow_lifetimes: bool = False,
     expected: Mapping[str, int] | None = None,
+    is_generated: Callable[[Node], bool] | None = None,
 ) -> ProgramSpec:
     """The program of a fused graph.
 
@@ -64,18 +65,24 @@ def make_program(
             and no longer; otherwise before the first step and after the last.
         expected: sizes of symbols by which tensors count as large; else those they had when the
             graph was traced.
+        is_generated: whether a call of a kernel runs as generated code; else it runs as the ATen
+            ops that it was made of. Asked once for each call, in order; None: all do.
 
     Raises:
         CannotCompile: for sizes that depend on data, mutation other than `copy_`, and the like.
     """
     hints = size_hints(graph) | dict(expected or {})
-    spec = _Maker(graph, gemm or default_gemm_choice(), hints if follow_lifetimes else None).make()
+    maker = _Maker(graph, gemm or default_gemm_choice(), hints if follow_lifetimes else None)
+    maker.is_generated = is_generated
+    spec = maker.make()
     if follow_lifetimes:
         add_lifetime_steps(spec, hints)
     return spec
 
 
 class _Maker:
+    is_generated: Callable[[Node], bool] | None = None
+
     def __init__(
         self, graph: GraphModule, gemm: GemmChoice, hints: Mapping[str, int] | None
     ) -> None:
@@ -195,7 +202,9 @@ class _Maker:
 
     def _call(self, node: Node) -> None:
         value = node.meta.get("val")
-        if isinstance(node.target, KernelOp):
+        if isinstance(node.target, KernelOp | BatchOp) and not self._generated(node):
+            self._as_aten(node, node.target)
+        elif isinstance(node.target, KernelOp):
             self._kernel(node, node.target)
         elif isinstance(node.target, BatchOp):
             self._batch(node, node.target)
@@ -240,6 +249,20 @@ class _Maker:
         )
 
     # -- steps ----------------------------------------------------------------------------------
+
+    def _generated(self, node: Node) -> bool:
+        return self.is_generated is None or self.is_generated(node)
+
+    def _as_aten(self, node: Node, op: KernelOp | BatchOp) -> None:
+        """A kernel as a call of the ATen ops that it was made of."""
+        args = map_arg(args_of(node), self._reference)
+        slots = [self._slot(self._layout(value), "extern") for value in node.meta["val"]]
+        target = op.eager if isinstance(op, KernelOp) else op
+        layouts = {slot.number: slot.layout for slot in slots}
+        numbers = tuple(layouts)
+        step = ExternStep(node.name, target, args, {}, None, numbers, False, layouts)
+        self.spec.steps.append(step)
+        self.values[node] = tuple(TensorRef(s.number, s.layout, ZERO, True) for s in slots)
 
     def _kernel(self, node: Node, op: KernelOp) -> None:
         made = dict(zip(_results(op), node.meta["val"], strict=True))

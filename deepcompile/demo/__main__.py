@@ -95,7 +95,7 @@ def run(choices: Choices, as_json: bool) -> int:
     comparison = train.prepare(
         settings, lambda module: torch.compile(module, backend=choices.backend, options=options)
     )
-    size = sum(parameter.numel() for parameter in comparison.eager.module.parameters())
+    size = sum(parameter.numel() for parameter in comparison.reference.module.parameters())
     console.print(
         f"{size / 1e6:.1f} M parameters, {len(corpus.train):,} tokens of Python's own sources, "
         f"{choices.steps} steps of {settings.tokens_per_step:,} tokens on {choices.device}, "

@@ -83,7 +83,7 @@ def as_json(
             "first_step_seconds": trainee.seconds[0],
             "tokens_per_second": comparison.tokens_per_second(trainee),
         }
-        for trainee in (comparison.eager, comparison.compiled)
+        for trainee in (comparison.reference, comparison.compiled)
     }
     return {
         "backend": backend,
@@ -104,7 +104,7 @@ def _losses(comparison: Comparison) -> Table:
     columns = ("step", "eager", "compiled", "difference", "held out eager", "compiled")
     for column in columns:
         table.add_column(column, justify="right")
-    eager, compiled = comparison.eager, comparison.compiled
+    eager, compiled = comparison.reference, comparison.compiled
     for step, held_out in eager.held_out.items():
         reference, value = eager.losses[step - 1], compiled.losses[step - 1]
         table.add_row(
@@ -122,19 +122,19 @@ def _speeds(comparison: Comparison) -> Table:
     table = Table(title="Speed, median of alternating blocks", title_justify="left")
     for column in ("run", "ms/step", "tokens/s", "against eager", "first step"):
         table.add_column(column, justify="left" if column == "run" else "right")
-    for trainee in (comparison.eager, comparison.compiled):
+    for trainee in (comparison.reference, comparison.compiled):
         table.add_row(
             trainee.name,
             f"{trainee.step_seconds * 1e3:.0f}",
             f"{comparison.tokens_per_second(trainee):,.0f}",
-            f"{comparison.eager.step_seconds / trainee.step_seconds:.2f}x",
+            f"{comparison.reference.step_seconds / trainee.step_seconds:.2f}x",
             f"{trainee.seconds[0]:.1f} s",
         )
     return table
 
 
 def _facts(comparison: Comparison, backend: str, record: RunRecord | None) -> Text:
-    steps = min(len(comparison.eager.losses), TOLERANCE_STEPS)
+    steps = min(len(comparison.reference.losses), TOLERANCE_STEPS)
     verdict = "agree" if comparison.agrees else "DISAGREE"
     apart = f"at most {comparison.difference:.1e} apart over {steps} steps"
     lines = [

@@ -1,4 +1,4 @@
-"""Train the same model from the same seed twice, in eager and compiled, in alternating blocks."""
+"""Train the same model from the same seed in two ways, in alternating blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. A step sees `batch * model.context` tokens.
+    """How to train. A step sees `batch * model.context` tokens, over all ranks together.
 
     The rate and its warm-up keep training stable: where the loss spikes, rounding differences of
     1e-7 grow to 1e-2 within 50 steps (tried: 1e-3 after 10 steps), and no two backends agree.
@@ -39,6 +39,8 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     held_out_batches: int = 2
+    rank: int = 0
+    ranks: int = 1
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @property
@@ -72,7 +74,8 @@ class Trainee:
         """Forward, backward, clip, AdamW; the time ends when the loss is on the host."""
         index = len(self.losses)
         batch = corpus.batch(index, settings.seed, settings.batch, settings.model.context)
-        tokens, targets = (part.to(settings.device) for part in batch)
+        own = slice(settings.rank, None, settings.ranks)
+        tokens, targets = (part[own].to(settings.device) for part in batch)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (index + 1) / settings.warmup)
         started = time.perf_counter()
@@ -81,7 +84,7 @@ class Trainee:
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss.item())
+        self.losses.append(_mean_over_ranks(loss, settings.ranks))
         self.seconds.append(time.perf_counter() - started)
 
     @torch.no_grad()
@@ -102,19 +105,34 @@ class Trainee:
         return statistics.median(self.seconds[1:] or self.seconds)
 
 
+def _mean_over_ranks(loss: Tensor, ranks: int) -> float:
+    if ranks == 1:
+        return loss.item()
+    total = loss.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total.item() / ranks
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """The two runs side by side; `eager` and `compiled` took the same steps on the same text."""
+    """Two runs side by side, which took the same steps on the same text."""
 
-    eager: Trainee
+    reference: Trainee
     compiled: Trainee
     settings: Settings
 
     @property
     def difference(self) -> float:
         """Largest relative difference of the two losses over the steps the tolerance covers."""
-        pairs = zip(self.eager.losses, self.compiled.losses, strict=True)
+        pairs = zip(self.reference.losses, self.compiled.losses, strict=True)
         return max(relative_difference(a, b) for a, b in list(pairs)[:TOLERANCE_STEPS])
+
+    @property
+    def divergence(self) -> int | None:
+        """The first step, from 1, at which the losses differ by more than the tolerance."""
+        pairs = zip(self.reference.losses, self.compiled.losses, strict=True)
+        apart = (n for n, (a, b) in enumerate(pairs, 1) if relative_difference(a, b) > TOLERANCE)
+        return next(apart, None)
 
     @property
     def agrees(self) -> bool:
@@ -122,7 +140,7 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        return self.eager.step_seconds / self.compiled.step_seconds
+        return self.reference.step_seconds / self.compiled.step_seconds
 
     def tokens_per_second(self, trainee: Trainee) -> float:
         return self.settings.tokens_per_step / trainee.step_seconds
@@ -134,23 +152,46 @@ def relative_difference(reference: float, value: float) -> float:
     return math.inf if math.isnan(difference) else difference
 
 
-def prepare(settings: Settings, compile_model: Callable[[Transformer], LossFunction]) -> Comparison:
-    """The model twice with equal weights; `compile_model` turns one into its compiled form."""
+def prepare(
+    settings: Settings,
+    compile_model: Callable[[Transformer], LossFunction],
+    reference: Callable[[Transformer], LossFunction] | None = None,
+    reference_name: str = "eager",
+    place: Callable[[Transformer], Transformer] | None = None,
+) -> Comparison:
+    """The model twice with equal weights.
+
+    Args:
+        compile_model: turns one into its compiled form.
+        reference: the same for the one that it is compared with; left in eager where None.
+        place: shares a model among ranks.
+    """
     torch.manual_seed(settings.seed)
     module = Transformer(settings.model).to(settings.device)
     twin = copy.deepcopy(module)
+    if place is not None:
+        module, twin = place(module), place(twin)
+    called = module if reference is None else reference(module)
     return Comparison(
-        _trainee("eager", module, module, settings),
+        _trainee(reference_name, module, called, settings),
         _trainee("compiled", twin, compile_model(twin), settings),
         settings,
     )
 
 
-def train(comparison: Comparison, corpus: Corpus, on_step: Callable[[Trainee], None]) -> None:
-    """Run all steps in alternating blocks; calls `on_step` after each step of either run."""
+def train(
+    comparison: Comparison,
+    corpus: Corpus,
+    on_step: Callable[[Trainee], None],
+    on_row: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the steps that are left in alternating blocks.
+
+    Calls `on_step` after each step of either run, and `on_row` after each row of the loss table.
+    """
     settings = comparison.settings
-    trainees = (comparison.eager, comparison.compiled)
-    done = 0
+    trainees = (comparison.reference, comparison.compiled)
+    done = len(comparison.compiled.losses)
     while done < settings.steps:
         until_row = settings.row_steps - done % settings.row_steps
         block = min(settings.block_steps, until_row, settings.steps - done)
@@ -162,6 +203,7 @@ def train(comparison: Comparison, corpus: Corpus, on_step: Callable[[Trainee], N
         if done == block or done % settings.row_steps == 0 or done == settings.steps:
             for trainee in trainees:
                 trainee.evaluate(corpus, settings)
+            on_row()
 
 
 @torch.no_grad()

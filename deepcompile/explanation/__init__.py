@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from deepcompile.capture.graph_breaks import in_short
 from deepcompile.explanation.facts import (
     BudgetFacts,
     Explanation,
+    Fallback,
     GraphBreak,
     ShardingFacts,
     TensorFacts,
 )
+from deepcompile.explanation.hints import hint_of_break, hint_of_fallback
 from deepcompile.explanation.measure import measure_graph
 from deepcompile.explanation.measured_peak import measured_peak
 from deepcompile.explanation.undisturbed import (
@@ -58,13 +60,26 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
         What the model raises on these inputs, and `CompileError` and the like under the options
         of the environment, e.g. `DEEPCOMPILE_STRICT`.
     """
+    return explain_with(model, args, kwargs)
+
+
+def explain_with(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Mapping[str, Any] | None = None,
+    dynamic: bool | None = None,
+) -> Explanation:
+    """As `explain`, with options of the compile and `dynamic` as of `torch.compile`."""
     model = original_of(model)
     torch._dynamo.reset()
     breaks_before = Counter(counters["graph_break"])
     try:
         with undisturbed(model), recording() as record:
             start = time.perf_counter()
-            compiled = torch.compile(model, backend=deepep, options=_shared_options())
+            compiled = torch.compile(
+                model, backend=deepep, options=_shared_options(options), dynamic=dynamic
+            )
             run_once(compiled, *copy_of((args, kwargs)))
             seconds = time.perf_counter() - start
             peak = _measured_peak(compiled, args, kwargs, record) if record.budgets else None
@@ -75,10 +90,13 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     return _explanation(record, +breaks, seconds, peak)
 
 
-def _shared_options() -> dict[str, Any] | None:
+def _shared_options(options: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Graphs share the memory budget of the environment through options that all of them get."""
+    found = dict(options or {})
     budget = Options.resolve(None, None).memory_budget
-    return None if budget is None else {"memory_budget": budget}
+    if budget is not None:
+        found.setdefault("memory_budget", budget)
+    return found or None
 
 
 def _measured_peak(
@@ -125,7 +143,21 @@ def _explanation(
         budgets=tuple(_budget(report) for report in _plans(record)),
         measured_peak=peak,
         sharding=tuple(_sharding(document) for document in record.shardings),
+        distinct_fallbacks=tuple(_distinct(fallbacks)),
     )
+
+
+def _distinct(fallbacks: Iterable[Mapping[str, Any]]) -> Iterator[Fallback]:
+    """One for each reason and line; the first of the graphs names the place."""
+    counts: Counter[tuple[str, str | None]] = Counter()
+    places: dict[tuple[str, str | None], str] = {}
+    for fields in fallbacks:
+        key = str(fields["reason"]), fields.get("origin")
+        counts[key] += 1
+        places.setdefault(key, str(fields.get("graph", fields.get("stage", "?"))))
+    for (reason, origin), count in counts.most_common():
+        place = places[reason, origin]
+        yield Fallback(place, reason, origin, count, hint_of_fallback(reason))
 
 
 def _sharding(document: Mapping[str, Any]) -> ShardingFacts:
@@ -179,10 +211,13 @@ def _graph_breaks(record: Recording, counted: Counter[str]) -> tuple[GraphBreak,
     """Breaks with their line; and those that Dynamo only counted, for they left no graph."""
     found: Counter[tuple[str, str | None]] = Counter()
     located: set[str] = set()
+    hints: dict[str, str] = {}
     for event, fields in record.events:
         if event == "graph-break":
             found[fields["reason"], fields["origin"]] += 1
             located.add(fields["detail"])
+            hints[fields["reason"]] = hint_of_break(fields["detail"])
+    hints |= {in_short(detail): hint_of_break(detail) for detail in counted}
     # Dynamo counts each attempt to trace; what has its line is in `found` already.
     left = {detail: count for detail, count in counted.items() if detail not in located}
     bare = [key for key in found if key[0] == _UNEXPLAINED]
@@ -193,4 +228,7 @@ def _graph_breaks(record: Recording, counted: Counter[str]) -> tuple[GraphBreak,
         left.clear()
     for detail, count in left.items():
         found[in_short(detail), None] += count
-    return tuple(GraphBreak(reason, origin, n) for (reason, origin), n in found.most_common())
+    return tuple(
+        GraphBreak(reason, origin, count, hints.get(reason, ""))
+        for (reason, origin), count in found.most_common()
+    )

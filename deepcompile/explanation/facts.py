@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepcompile.explanation.notebook import as_html
 from deepcompile.inspect.sharding import CollectiveRow, ParameterRow
 
 SCHEMA = 1
@@ -72,6 +73,18 @@ class GraphBreak:
     reason: str
     origin: str | None
     count: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What runs in eager, why, from which line of the user, and what can be done."""
+
+    where: str
+    reason: str
+    origin: str | None
+    count: int
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,7 @@ class Explanation:
         measured_peak: bytes of one step of all graphs, with what is pinned as predicted; None
             without a budget, or where it cannot be measured.
         sharding: one entry a graph that reads parameters of a mesh.
+        distinct_fallbacks: `fallbacks` by reason and line, with advice.
     """
 
     graphs: tuple[GraphFacts, ...]
@@ -184,6 +198,7 @@ class Explanation:
     budgets: tuple[BudgetFacts, ...] = ()
     measured_peak: int | None = None
     sharding: tuple[ShardingFacts, ...] = ()
+    distinct_fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def kernels(self) -> tuple[KernelFacts, ...]:
@@ -242,6 +257,14 @@ class Explanation:
         """All kernels and reasons, graph by graph."""
         return "\n".join([*self._lines(limit=None), *self._graph_lines()])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: everything of the page, in parts that fold."""
+        return as_html(self._summary(), self._sections())
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """The same beside the page as text, which a notebook shows where it shows no HTML."""
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
     # -- text -----------------------------------------------------------------------------------
 
     def _lines(self, limit: int | None) -> Iterator[str]:
@@ -257,6 +280,10 @@ class Explanation:
                 yield f"  and {len(rows) - len(shown)} more"
         if cut:
             yield "\nEverything: explain(...).details()"
+
+    def summary(self) -> str:
+        """The first lines of the page: counts, bytes, seconds."""
+        return "\n".join(self._summary())
 
     def _summary(self) -> Iterator[str]:
         if not self.graphs and not self.fallbacks:

@@ -30,17 +30,24 @@ def measured_peak(
     Returns:
         None when somebody else is profiling, for then nothing can be told.
     """
-    pinned = sum(report.pinned.own + report.further for report in reports)
+    peak = peak_of(step, device)
+    if peak is None:
+        return None
+    return peak + sum(report.pinned.own + report.further for report in reports)
+
+
+def peak_of(step: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that a step takes at its highest above what is there before; None as above."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before + pinned
+        return torch.cuda.max_memory_allocated(device) - before
     if torch.autograd._profiler_enabled():
         return None
     # Memory that is kept for a next call would not be taken in this one.
     POOL.clear()
     OUTPUTS.clear()
-    return peak_bytes(step) + pinned
+    return peak_bytes(step)

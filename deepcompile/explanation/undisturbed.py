@@ -40,7 +40,7 @@ def run_once(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     Gradients are returned to nobody instead of being added to `.grad`.
     """
     outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
-    leaves = _leaves(outputs)
+    leaves = leaves_of(outputs)
     if leaves:
         sums = [t.abs().sum() if t.is_complex() else t.sum() for t in outputs]
         torch.autograd.grad(sums, leaves, allow_unused=True)
@@ -59,7 +59,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def _leaves(outputs: list[Tensor]) -> list[Tensor]:
+def leaves_of(outputs: list[Tensor]) -> list[Tensor]:
     """The tensors whose `.grad` a backward from `outputs` would add to."""
     found = {output: None for output in outputs if output.is_leaf}
     stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
@@ -113,7 +113,7 @@ def undisturbed(model: Callable[..., Any]) -> Iterator[None]:
     modules = list(dict.fromkeys(m for root in _roots(model) for m in root.modules()))
     states = [_ModuleState.of(module) for module in modules]
     held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-    values = [(t, t._version, t.detach().clone()) for t in dict.fromkeys(held) if t is not None]
+    values = [(t, t.detach().clone()) for t in dict.fromkeys(held) if t is not None]
     numbers = random.getstate()
     try:
         with torch.random.fork_rng():
@@ -123,8 +123,9 @@ def undisturbed(model: Callable[..., Any]) -> Iterator[None]:
         for state in states:
             state.restore()
         with torch.no_grad():
-            for tensor, version, value in values:
-                if tensor._version != version:
+            # By value: some ops write without a new version, as batch norm into its averages.
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
                     tensor.copy_(value)
 
 

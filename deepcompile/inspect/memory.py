@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from deepcompile.errors import RunDirError
 from deepcompile.inspect.reader import find_run
+from deepcompile.inspect.safe_files import read_json, visible_line
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,99 @@ class PlanDifference:
     origin: str | None
 
 
-def read_plans(path: str | os.PathLike[str]) -> list[PlanRecord]:
+_FACTS = ("budget", "peak", "unplanned_peak", "parameters", "optimizer")
+_NUMBERS = (*_FACTS, "recompute_seconds", "bound_seconds", "exposed_seconds", "calls")
+
+
+def read_plans(path: str | os.PathLike[str], notes: list[str] | None = None) -> list[PlanRecord]:
     """Plans of a plan file, a run directory or the newest run of a folder.
 
-    Raises `RunDirError` for what is none of these, or holds no plan.
+    `notes` gets a line for each file or tensor of a run that cannot be read. Raises `RunDirError`
+    for what is none of these, or holds no plan.
     """
-    place = Path(path)
-    files = [place] if place.is_file() else sorted((find_run(place) / "memory").glob("*.json"))
-    found = [plan for file in files for plan in _plans(file)]
+    place, told = Path(path), [] if notes is None else notes
+    if place.is_file():
+        return list(_plans(place.parent, place, told))
+    run = find_run(place)
+    found: list[PlanRecord] = []
+    for file in sorted((run / "memory").glob("*.json")):
+        try:
+            found += _plans(run, file, told)
+        except RunDirError as error:
+            told.append(str(error))
     if not found:
-        raise RunDirError(
-            f"{place} has no memory plan: none of its graphs was compiled with memory_budget"
-        )
+        why = f": {told[0]}" if told else ": none of its graphs was compiled with memory_budget"
+        raise RunDirError(f"{visible_line(str(place))} has no memory plan{why}")
     return found
 
 
-def _plans(file: Path) -> Iterator[PlanRecord]:
-    try:
-        for plan in json.loads(file.read_text(encoding="utf8"))["plans"]:
-            yield PlanRecord(
-                file, plan["graph"], plan["facts"], tuple(plan["tensors"]), plan.get("timeline", {})
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirError(f"{file} is no memory plan: {error}") from None
+def _plans(root: Path, file: Path, notes: list[str]) -> Iterator[PlanRecord]:
+    shown = visible_line(str(file))
+    document = read_json(root, file)
+    plans = document.get("plans")
+    if not isinstance(plans, list):
+        raise RunDirError(f"{shown} is no memory plan: it has no list 'plans'")
+    for plan in plans:
+        try:
+            yield _plan(file, plan, notes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise RunDirError(f"{shown} is no memory plan: {detail}") from None
+
+
+def _plan(file: Path, plan: Mapping[str, Any], notes: list[str]) -> PlanRecord:
+    """The plan, with what is not as it should be left out and noted."""
+    facts = dict(plan["facts"])
+    for name in _FACTS:
+        _ = facts[name]
+    for name in _NUMBERS:
+        if facts.get(name) is not None and not _is_number(facts[name]):
+            raise ValueError(f"{name} is {str(facts[name])[:40]!r}, not a number")
+    if plan["tensors"] and facts.get("recompute_seconds") is None:
+        facts["recompute_seconds"] = 0.0
+    rows = [row for row in plan["tensors"] if _is_row(row)]
+    timeline = {
+        half: course for half, course in plan.get("timeline", {}).items() if _is_course(course)
+    }
+    left_out = len(plan["tensors"]) - len(rows) + len(plan.get("timeline", {})) - len(timeline)
+    if left_out:
+        notes.append(f"{visible_line(file.name)}: {left_out} parts are nothing known")
+    rows = [{"why": "", "origin": None, "seconds": 0.0, **row} for row in rows]
+    return PlanRecord(file, str(plan["graph"]), facts, tuple(rows), timeline)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("tensor"), str)
+        and isinstance(row.get("decision"), str)
+        and _is_number(row.get("nbytes"))
+        and row["nbytes"] > 0
+        and all(_is_number(row.get(key, 0)) for key in ("seconds", "exposed", "ahead"))
+        and isinstance(row.get("origin") or "", str)
+        and isinstance(row.get("why", ""), str)
+    )
+
+
+def _is_course(course: Any) -> bool:
+    return (
+        isinstance(course, dict)
+        and isinstance(course.get("live"), list)
+        and bool(course["live"])
+        and all(map(_is_number, course["live"]))
+        and _is_number(course.get("peak_step"))
+        and isinstance(course.get("owners"), list)
+        and all(
+            isinstance(owner, dict)
+            and _is_number(owner.get("nbytes"))
+            and {"role", "tensor"} <= owner.keys()
+            for owner in course["owners"]
+        )
+    )
 
 
 def compare(before: PlanRecord, after: PlanRecord) -> list[PlanDifference]:

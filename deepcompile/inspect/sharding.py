@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from deepcompile.errors import RunDirError, nearest
 from deepcompile.inspect.reader import find_run
+from deepcompile.inspect.safe_files import read_json, visible_line
 
 MODEL = "model"
 """The graph of a plan that is of a whole model."""
@@ -149,21 +149,34 @@ class ParameterReasons:
     operations: tuple[OperationFacts, ...]
 
 
-def read_shardings(path: str | os.PathLike[str]) -> list[ShardingRecord]:
+def read_shardings(
+    path: str | os.PathLike[str], notes: list[str] | None = None
+) -> list[ShardingRecord]:
     """Of a plan file, a run directory or the newest run of a folder; what is of the model first.
 
-    Raises `RunDirError` for what is none of these, or holds no placements.
+    `notes` gets a line for each file of a run that cannot be read. Raises `RunDirError` for what is
+    none of these, or holds no placements.
     """
-    place = Path(path)
+    place, told = Path(path), [] if notes is None else notes
     if place.is_file():
-        return [_record(place)]
+        return [_record(place.parent, place)]
     run = find_run(place)
-    found = [_record(file) for file in sorted((run / "sharding").glob("*.json"), key=_natural)]
+    found = []
+    for file in sorted((run / "sharding").glob("*.json"), key=_natural):
+        try:
+            found.append(_record(run, file))
+        except RunDirError as error:
+            told.append(str(error))
     if not found:
-        raise RunDirError(
-            f"{run} has no placements: no model was placed on a mesh, or none of its graphs was "
-            "compiled; see deepcompile.parallelize"
+        why = (
+            told[0]
+            if told
+            else (
+                "no model was placed on a mesh, or none of its graphs was compiled; see "
+                "deepcompile.parallelize"
+            )
         )
+        raise RunDirError(f"{visible_line(str(run))} has no placements: {why}")
     return sorted(found, key=lambda record: record.graph != MODEL)
 
 
@@ -178,29 +191,42 @@ def record_of(document: Mapping[str, Any], file: str = "") -> ShardingRecord:
         record = ShardingRecord(
             str(document.get("graph", MODEL)),
             str(document.get("kind", MODEL)),
-            dict(plan),
+            {**plan, "mesh": str(plan["mesh"]), "parameters": dict(plan["parameters"])},
             dict(document.get("nodes", {})),
-            file,
+            visible_line(file),
         )
         axes = record.axes
         for name, placements in record.parameters.items():
             if len(placements.split()) != len(axes):
                 raise ValueError(f"{name}: {placements!r} for the axes of {record.mesh}")
-        _ = record.gap, record.memory, parameter_rows(record), collectives(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check(record)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise RunDirError(f"{file or 'this'} is no plan of placements: {detail}") from None
     return record
 
 
-def _record(file: Path) -> ShardingRecord:
+def _record(root: Path, file: Path) -> ShardingRecord:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{file} is no plan of placements: {error}") from None
-    if not isinstance(document, dict):
-        raise RunDirError(f"{file} is no plan of placements: it holds no JSON object")
+        document = read_json(root, file)
+    except RunDirError as error:
+        raise RunDirError(f"{visible_line(str(file))} is no plan of placements: {error}") from None
     return record_of(document, str(file))
+
+
+def _check(record: ShardingRecord) -> None:
+    """Read all that is shown of a record once, so that what is wrong with it shows here."""
+    for name, value in {**record.seconds, **record.memory}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is {str(value)[:40]!r}, not a number")
+    if not all(isinstance(text, str) for text in record.nodes.values()):
+        raise ValueError("nodes are not texts")
+    record.plan.get("solver", {}).get("method")
+    _ = record.gap, parameter_rows(record), collectives(record)
+    for name in record.parameters:
+        found = _reasons(record, name)
+        if not all(isinstance(text, str) for text in (*found.options, *found.dropped)):
+            raise ValueError(f"what is said of {name} is no text")
 
 
 def parameter_rows(record: ShardingRecord, *, each: bool = False) -> list[ParameterRow]:

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from deepcompile.errors import IRSyntaxError
 from deepcompile.ir.batch_op import BatchOp
+from deepcompile.ir.constant_text import MISSING, from_items, read_packed
 from deepcompile.ir.function_names import function_named
-from deepcompile.ir.graph_types import SymbolTable
+from deepcompile.ir.graph_printer import KIND
+from deepcompile.ir.graph_types import OPAQUE, SymbolTable
+from deepcompile.ir.kernel_op_text import KernelReader
+from deepcompile.ir.node_attributes import parse_attributes
 
 
 class UnboundKernel:
@@ -34,17 +39,26 @@ def parse_graph(
     text: str,
     kernels: Mapping[str, Any] | None = None,
     constants: Mapping[str, Any] | None = None,
+    *,
+    without_values: bool = False,
 ) -> GraphModule:
     """The graph that prints as `text`, with fake tensors rebuilt in `meta["val"]`.
 
-    `kernels` are the objects that `kernel @name` calls (`UnboundKernel` for those not given),
-    `constants` the values of constants printed as `...`. Raises `IRSyntaxError` with the line.
+    Args:
+        kernels: what `kernel @name` calls where the text does not define it; `UnboundKernel` stands
+            for those not given.
+        constants: the values of constants printed as `...`.
+        without_values: let fake tensors stand for those not given, in place of an error.
+
+    Raises:
+        IRSyntaxError: with the line.
     """
-    return _Parser(text, kernels or {}, constants or {}).parse()
+    return _Parser(text, kernels or {}, constants or {}, without_values).parse()
 
 
+_HEADER = re.compile(r"graph (?:@([\w.]+) )?(?:(joint|forward|backward|inference) )?{")
+_ORIGIN = re.compile(r"(.+):(\d+)")
 _STATEMENT = re.compile(r"%([\w.]+)\s*(?::\s*)?")
-_SYMBOL = re.compile(r"symbols (\w+) = (\?|-?\d+)(?: in \[(-?\w+), (-?\w+)\])?$")
 _NUMBER = re.compile(r"-?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
 _NAME = re.compile(r"[\w.]+")
@@ -110,8 +124,17 @@ def _split(text: str) -> list[str]:
 
 
 class _Parser:
-    def __init__(self, text: str, kernels: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-        self.lines = text.splitlines()
+    def __init__(
+        self,
+        text: str,
+        kernels: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        without_values: bool,
+    ) -> None:
+        self.lines = text.removesuffix("\n").split("\n")
+        self.without_values = without_values
+        self.joint = False
+        self.defined = KernelReader()
         self.line = 0
         self.kernels: dict[str, Any] = dict(kernels)
         self.constants = constants
@@ -120,10 +143,10 @@ class _Parser:
         self.table = SymbolTable()
 
     def parse(self) -> GraphModule:
-        statement = self.next_statement()
-        if not re.fullmatch(r"graph (?:@[\w.]+ )?{", statement):
+        header = _HEADER.fullmatch(self.next_statement())
+        if header is None:
             raise self.error("expected 'graph {'")
-        graph = self.body()
+        graph = self.body(header[2])
         if any(
             line.strip() and not line.strip().startswith("#") for line in self.lines[self.line :]
         ):
@@ -143,9 +166,10 @@ class _Parser:
                 return statement
         raise self.error("the text ends inside a graph")
 
-    def body(self) -> GraphModule:
-        outer_nodes, outer_table = self.nodes, self.table
-        self.nodes, self.table = {}, SymbolTable()
+    def body(self, kind: str | None = None) -> GraphModule:
+        outer = self.nodes, self.table, self.joint, self.defined
+        self.nodes, self.table, self.joint = {}, SymbolTable(), kind == "joint"
+        self.defined = KernelReader()
         graph, root = Graph(), torch.nn.Module()
         while (statement := self.next_statement()) != "}":
             try:
@@ -154,20 +178,44 @@ class _Parser:
                 raise self.error(str(error)) from error
         if not graph.nodes or next(iter(reversed(graph.nodes))).op != "output":
             raise self.error("the graph does not end with 'return'")
-        self.nodes, self.table = outer_nodes, outer_table
-        return GraphModule(root, graph)
+        self.bind(graph)
+        self.nodes, self.table, self.joint, self.defined = outer
+        result = _LazyGraphModule(root, graph)
+        if kind is not None:
+            result.meta[KIND] = kind
+        return result
+
+    def bind(self, graph: Graph) -> None:
+        """Let calls of kernels call those that the text defines after them."""
+        for node in graph.nodes:
+            if isinstance(node.target, UnboundKernel):
+                node.target = self.defined.ops.get(node.target.name, node.target)
+
+    def kernel(self, first: str) -> None:
+        """The definition of a kernel: one line, or a nest of several."""
+        if not first.endswith(("{", "(")):
+            self.defined.line(first)
+            return
+        start = self.line - 1
+        while self.next_statement() != "}":
+            pass
+        try:
+            self.defined.nest("\n".join(self.lines[start : self.line]))
+        except IRSyntaxError as error:
+            self.line = start + error.line
+            raise ValueError(error.detail) from error
 
     def statement(self, text: str, graph: Graph, root: torch.nn.Module) -> None:
         if text.startswith("symbols "):
-            match = _SYMBOL.match(text)
-            if match is None:
-                raise ValueError("expected 'symbols NAME = HINT in [LOW, HIGH]'")
-            hint = None if match[2] == "?" else int(match[2])
-            self.table.declare(match[1], hint, (match[3], match[4]) if match[3] else None)
+            self.table.declare(text)
+        elif text.startswith("kernel @"):
+            self.kernel(text)
         elif text.startswith("graph @"):
-            name = text.removeprefix("graph @").removesuffix("{").strip()
-            self.graphs[name] = self.body()
-            self.attach(root, name, self.graphs[name])
+            header = _HEADER.fullmatch(text)
+            if header is None:
+                raise ValueError("expected 'graph @name {'")
+            self.graphs[header[1]] = self.body()
+            self.attach(root, header[1], self.graphs[header[1]])
         elif text.startswith("constant @"):
             self.constant(_Scanner(text.removeprefix("constant @")), root)
         elif text.startswith("return"):
@@ -195,11 +243,15 @@ class _Parser:
         scanner.expect("=")
         if name in self.constants:
             value = self.constants[name]
-        elif scanner.eat("..."):
-            raise ValueError(f"constant @{name} is too large for the text; pass constants={{...}}")
+        elif scanner.eat(MISSING):
+            if not self.without_values or not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f"constant @{name} is too large for the text; pass constants={{...}}"
+                )
+        elif scanner.eat("packed("):
+            value = read_packed(scanner.balanced(")"), value)
         else:
-            data = self.argument(scanner)
-            value = torch.tensor(data, dtype=value.dtype).reshape(tuple(value.shape))
+            value = from_items(self.argument(scanner), value)
         self.attach(root, name, value)
 
     def node(self, text: str, graph: Graph) -> None:
@@ -211,11 +263,9 @@ class _Parser:
             raise ValueError(f"%{name} is defined twice")
         scanner = _Scanner(text)
         scanner.at = match.end()
-        meta = {}
+        meta: dict[str, Any] = {}
         if ":" in match[0]:
-            value = self.type(scanner)
-            if value is not _OPAQUE:
-                meta["val"] = value
+            meta["val"] = self.type(scanner)
         scanner.expect("=")
         word = scanner.match(_WORD)
         if word is None:
@@ -223,10 +273,9 @@ class _Parser:
         node = self.call(word, name, scanner, graph)
         # fx would number a name that shadows a builtin; the text says what it was.
         node.name = name
-        node.meta |= meta
-        origin = self.end(scanner)
-        if origin:
-            node.meta["origin"] = origin
+        attributes = scanner.balanced("}") if scanner.eat("{") else ""
+        node.meta |= meta | parse_attributes(attributes, self.joint)
+        node.meta |= _origin(self.end(scanner))
         self.nodes[name] = node
 
     def call(self, word: str, name: str, scanner: _Scanner, graph: Graph) -> Node:
@@ -275,7 +324,7 @@ class _Parser:
                 while not scanner.eat(closing):
                     items.append(self.type(scanner))
                     scanner.eat(",")
-                return _OPAQUE if _OPAQUE in items else build(items)
+                return build(items)
         number = scanner.match(_NUMBER)
         if number is not None:
             return _to_number(number)
@@ -285,7 +334,7 @@ class _Parser:
         if word in _WORDS:
             return _WORDS[word]
         if word == "opaque":
-            return _OPAQUE
+            return OPAQUE
         if word in ("sym", "symfloat", "symbool"):
             scanner.expect("(")
             return self.table.symbolic(word, scanner.balanced(")"))
@@ -386,7 +435,12 @@ class _Parser:
         raise ValueError(f"unknown argument {word!r}")
 
 
-_OPAQUE = object()
+def _origin(comment: str | None) -> dict[str, str]:
+    """The metadata by which passes keep the user's line: like that of a traced node."""
+    found = _ORIGIN.fullmatch(comment) if comment else None
+    if found is not None:
+        return {"stack_trace": f'  File "{found[1]}", line {found[2]}, in text\n'}
+    return {"origin": comment} if comment else {}
 
 
 def _to_number(text: str) -> int | float:

@@ -7,6 +7,7 @@ A tensor's strides are left out when it is contiguous, its storage offset (`f32[
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ _SHORT = {
     torch.complex128: "c128",
     torch.complex64: "c64",
 }
+_SYMBOL = re.compile(r"symbols (\w+) = (\?|-?[\d.]+)(?: in \[(-?[\w.]+), (-?[\w.]+)\])?( signed)?")
 _FROM_SHORT = {name: dtype for dtype, name in _SHORT.items()}
 _FUNCTIONS = {
     name: getattr(torch_sympy, name)
@@ -74,6 +76,13 @@ def expression(value: Any) -> Any:
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SYMBOLIC_WORD = {torch.SymInt: "sym", torch.SymFloat: "symfloat", torch.SymBool: "symbool"}
+
+
+class _Opaque:
+    """The value of a node of which the text says only that it is neither number nor tensor."""
+
+
+OPAQUE = _Opaque()
 
 
 def contiguous_strides(sizes: Sequence[Any]) -> list[Any]:
@@ -118,19 +127,26 @@ def _print_tensor(tensor: torch.Tensor) -> str:
     return text
 
 
-def symbols_in(values: Iterable[Any]) -> dict[str, tuple[Any, str]]:
-    """The size symbols of these values: name -> (hint or None, "low, high")."""
-    found: dict[str, tuple[Any, str]] = {}
+def print_symbols(values: Iterable[Any]) -> list[str]:
+    """`symbols s0 = 5 in [2, int_oo]` for each symbol in these values, by name.
+
+    `?` stands for a size that depends on data; `signed` follows a number that is no size.
+    """
+    found: dict[str, str] = {}
     for value in values:
         for number in _symbolic_numbers(value):
             env = number.node.shape_env
             for symbol in number.node.expr.free_symbols:
                 if symbol.name in found:
                     continue
-                known = env.var_to_range.get(symbol)
-                bounds = f"{known.lower}, {known.upper}" if known is not None else ""
-                found[symbol.name] = (env.backed_var_to_val.get(symbol), bounds)
-    return dict(sorted(found.items()))
+                known, hint = env.var_to_range.get(symbol), env.backed_var_to_val.get(symbol)
+                text = f"symbols {symbol.name} = {'?' if hint is None else hint}"
+                if known is not None:
+                    text += f" in [{known.lower}, {known.upper}]"
+                if hint is not None and symbol.is_integer and not symbol.is_positive:
+                    text += " signed"
+                found[symbol.name] = text
+    return [text for _, text in sorted(found.items())]
 
 
 def _symbolic_numbers(value: Any) -> Iterable[Any]:
@@ -152,17 +168,24 @@ class SymbolTable:
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
         self._symbols: dict[str, sympy.Symbol] = {}
 
-    def declare(self, name: str, hint: int | None, bounds: tuple[str, str] | None) -> None:
-        """Add a symbol. Raises ValueError when it is there already."""
+    def declare(self, text: str) -> None:
+        """Add a symbol by its statement. Raises ValueError when it is there already."""
+        match = _SYMBOL.fullmatch(text)
+        if match is None:
+            raise ValueError("expected 'symbols NAME = HINT in [LOW, HIGH]'")
+        name, number, *bounds, signed = match.groups()
         if name in self._symbols:
             raise ValueError(f"symbol {name} is declared twice")
-        positive = {"positive": True} if hint is not None else {}
-        symbol = sympy.Symbol(name, integer=True, **positive)
+        hint: Any = None if number == "?" else float(number) if "." in number else int(number)
+        kind = {"real": True} if isinstance(hint, float) else {"integer": True}
+        if hint is not None and "integer" in kind and not signed:
+            kind["positive"] = True
+        symbol = sympy.Symbol(name, **kind)
         self._symbols[name] = symbol
         self.env.var_to_sources[symbol] = [ConstantSource(name)]
         if hint is not None:
             self.env.add_backed_var_to_val(symbol, hint)
-        low, high = (_bound(b) for b in bounds) if bounds else (-int_oo, int_oo)
+        low, high = (_bound(b) for b in bounds) if bounds[0] else (-int_oo, int_oo)
         self.env.var_to_range[symbol] = ValueRanges(low, high)
 
     def expression(self, text: str) -> Any:
@@ -222,7 +245,9 @@ class SymbolTable:
 
 def _bound(text: str) -> Any:
     words = {"int_oo": int_oo, "-int_oo": -int_oo, "oo": int_oo, "-oo": -int_oo}
-    return words[text] if text in words else sympy.Integer(int(text))
+    if text in words:
+        return words[text]
+    return sympy.Float(text) if "." in text else sympy.Integer(int(text))
 
 
 def _to_sympy(tree: ast.expr, symbols: Mapping[str, sympy.Symbol]) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from deepcompile.errors import MeshError
 
+_DEFAULT_DATA = frozenset(("dp",))
 _AXIS = re.compile(r"^\s*([A-Za-z_]\w*)\s*[=:]\s*(\d+)\s*$")
 
 
@@ -64,6 +65,24 @@ class Mesh:
             f"{value!r} is no mesh; give a number of ranks, 'dp=2,tp=4', "
             "{'dp': 2, 'tp': 4} or a DeviceMesh with names"
         )
+
+    @classmethod
+    def with_data(cls, value: object, data_axes: Iterable[str] | str) -> Mesh:
+        """As `of`, with the axes of data as users give them: names, or text as in `"dp,ep"`.
+
+        Raises:
+            MeshError: also for a name that is none of the mesh's; the default `dp` may be none.
+        """
+        given = data_axes.split(",") if isinstance(data_axes, str) else data_axes
+        data = frozenset(name.strip() for name in given if name.strip())
+        mesh = cls.of(value, data)
+        unknown = sorted(data - set(mesh.names))
+        if unknown and data != _DEFAULT_DATA:
+            raise MeshError(
+                f"data_axes names {unknown[0]!r}, which is no axis of the mesh {mesh}; its axes "
+                f"are {', '.join(mesh.names)}"
+            )
+        return mesh
 
     @cached_property
     def names(self) -> tuple[str, ...]:

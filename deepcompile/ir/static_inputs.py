@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from torch.fx import Graph, Node
 
-_KEY = "deepcompile_static_input"
+STATIC_KEY = "deepcompile_static_input"
+_ODD = re.compile(r"[^\w.]+")
 
 
 def mark_static_inputs(graph: Graph, positions: Iterable[int], names: Sequence[str] = ()) -> None:
@@ -22,9 +24,9 @@ def mark_static_inputs(graph: Graph, positions: Iterable[int], names: Sequence[s
     for number, position in enumerate(sorted(positions)):
         if position < len(given):
             name = names[position] if len(names) == len(given) else ""
-            given[position].meta[_KEY] = name or f"input {number}"
+            given[position].meta[STATIC_KEY] = _ODD.sub("_", name) or f"input_{number}"
 
 
 def static_name(node: Node) -> str | None:
     """What the user calls a placeholder that is a parameter or a buffer; None for others."""
-    return node.meta.get(_KEY)
+    return node.meta.get(STATIC_KEY)

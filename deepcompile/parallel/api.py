@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -12,7 +12,14 @@ import torch.distributed as dist
 from torch import nn
 
 from deepcompile import __version__
-from deepcompile.errors import PartitionError, RankError, nearest, unknown_name
+from deepcompile.errors import (
+    DeepCompileError,
+    MeshError,
+    PartitionError,
+    RankError,
+    nearest,
+    unknown_name,
+)
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import REPLICATE, Placements, parse_placements, placements_text
 from deepcompile.options import Options
@@ -87,15 +94,10 @@ def parallelize(
         PartitionError: the model cannot be placed so; the text names the parameter.
         RankError: the model is another one on another rank.
     """
-    if not isinstance(model, nn.Module):
-        raise PartitionError(f"parallelize takes a torch.nn.Module, not {type(model).__name__}")
-    if init is not None and init != "model" and not callable(init):
-        raise PartitionError(f"init is 'model' or a function of (name, shape, dtype), not {init!r}")
-    refuse_what_cannot_be_placed(model)
+    _checked_by_all(lambda: _check_arguments(model, mesh, constraints, data_axes, device, init))
     where = _device(model, device)
     ranks, groups = meshes.resolve(mesh, data_axes, where)
     entries = parameters(model)
-    _check_names(constraints, entries)
     agreed = _decided_on_rank_0(
         lambda: _decide(
             model, ranks, example_inputs, entries, plan, memory_limit, constraints, where
@@ -106,6 +108,54 @@ def parallelize(
     axes = mesh_axes(groups, ranks.data)
     materialise(model, agreed, groups, axes, where, files, init)
     return model
+
+
+def _check_arguments(
+    model: object,
+    mesh: object,
+    constraints: Mapping[str, Any] | None,
+    data_axes: Iterable[str],
+    device: torch.device | str | None,
+    init: Init | None,
+) -> Mesh:
+    """All that a rank finds wrong by itself; the mesh."""
+    if not isinstance(model, nn.Module):
+        raise PartitionError(f"parallelize takes a torch.nn.Module, not {type(model).__name__}")
+    if init is not None and init != "model" and not callable(init):
+        raise PartitionError(f"init is 'model' or a function of (name, shape, dtype), not {init!r}")
+    refuse_what_cannot_be_placed(model)
+    _device(model, device)
+    _check_names(constraints, parameters(model))
+    return meshes.checked(mesh, data_axes)
+
+
+def _checked_by_all(check: Callable[[], Mesh]) -> None:
+    """An error of any rank is raised on all, so that none waits for it; meshes are the same.
+
+    Raises:
+        MeshError: also for ranks that give different meshes.
+    """
+    error: DeepCompileError | None = None
+    mesh: Mesh | None = None
+    try:
+        mesh = check()
+    except DeepCompileError as raised:
+        error = raised
+    several = dist.is_available() and dist.is_initialized() and dist.get_backend() != "fake"
+    if several and dist.get_world_size() > 1:
+        axes = mesh and f"{mesh} (data axes: {', '.join(sorted(mesh.data)) or 'none'})"
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (error and str(error), axes))
+        for rank, (text, theirs) in enumerate(found):
+            if text is not None and error is None:
+                error = PartitionError(f"rank {rank} could not place the model: {text}")
+            elif text is None and theirs != found[0][1] and error is None and found[0][0] is None:
+                error = MeshError(
+                    f"rank {rank} gives parallelize another mesh than rank 0: {theirs}, not "
+                    f"{found[0][1]}"
+                )
+    if error is not None:
+        raise error
 
 
 def _decide(

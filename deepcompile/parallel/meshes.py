@@ -22,10 +22,24 @@ def resolve(
     Raises:
         MeshError: where the mesh does not match the processes there are.
     """
-    data = frozenset(data_axes.split(",") if isinstance(data_axes, str) else data_axes)
+    mesh = checked(value, data_axes)
     if isinstance(value, DeviceMesh):
-        return _of_device_mesh(value, data), value
-    mesh = Mesh.of(value, data)
+        return mesh, value
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return mesh, init_device_mesh(device.type, mesh.sizes, mesh_dim_names=mesh.names)
+
+
+def checked(value: object, data_axes: Iterable[str]) -> Mesh:
+    """The mesh that a user gives, as data; communicates nothing.
+
+    Raises:
+        MeshError: where it does not match the processes there are.
+    """
+    if isinstance(value, DeviceMesh):
+        return _of_device_mesh(value, data_axes)
+    mesh = Mesh.with_data(value, data_axes)
     if not dist.is_available():
         raise MeshError("this build of torch has no torch.distributed")
     if not dist.is_initialized():
@@ -35,24 +49,24 @@ def resolve(
                 f"{mesh.ranks} processes (torchrun --nproc-per-node {mesh.ranks} ...) and call "
                 "torch.distributed.init_process_group() before parallelize"
             )
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return mesh
     world = dist.get_world_size()
     if mesh.ranks != world:
         raise MeshError(
             f"mesh {mesh} has {mesh.ranks} ranks, but there are {world} processes; start "
             f"{mesh.ranks} of them, or give a mesh whose axes multiply to {world}"
         )
-    return mesh, init_device_mesh(device.type, mesh.sizes, mesh_dim_names=mesh.names)
+    return mesh
 
 
-def _of_device_mesh(value: DeviceMesh, data: frozenset[str]) -> Mesh:
+def _of_device_mesh(value: DeviceMesh, data_axes: Iterable[str]) -> Mesh:
     if not value.mesh_dim_names:
         raise MeshError(
             "the DeviceMesh has no names of axes; make it with "
             "init_device_mesh(..., mesh_dim_names=('dp', 'tp'))"
         )
-    mesh = Mesh(tuple(zip(value.mesh_dim_names, value.shape, strict=True)), data)
+    sizes = dict(zip(value.mesh_dim_names, value.shape, strict=True))
+    mesh = Mesh.with_data(sizes, data_axes)
     world = dist.get_world_size()
     if value.mesh.flatten().tolist() != list(range(world)):
         raise MeshError(

@@ -181,6 +181,11 @@ def refuse_what_cannot_be_placed(model: nn.Module) -> None:
             )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise PartitionError(f"{where} has sparse gradients; make it with sparse=False")
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise PartitionError(
+                f"{where} scales rows of its weight as it reads them (max_norm), which would be "
+                "lost: parameters of a mesh are read as copies; make it with max_norm=None"
+            )
         for name, parameter in module._parameters.items():
             label = f"{path}.{name}" if path else name
             if isinstance(parameter, DTensor):

@@ -73,7 +73,7 @@ def plan(
     Raises:
         MeshError, PartitionError: with what to do.
     """
-    where = Mesh.of(mesh, frozenset(data_axes))
+    where = Mesh.with_data(mesh, data_axes)
     kind = _device_of(model, device)
     options = Options.resolve(None, None)
     graphs = trace(model, example_inputs, parse_passes(BEFORE), options)

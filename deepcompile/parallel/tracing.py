@@ -5,21 +5,23 @@ Where Dynamo breaks the model into several graphs, each is traced; one parameter
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from deepcompile.capture.aot import CompiledGraphKind, compile_through_aot, interpret
-from deepcompile.capture.fake_models import fake_model, fake_tensor
+from deepcompile.capture.fake_models import AnsweringMode, fake_model, fake_tensor
 from deepcompile.errors import PartitionError
 from deepcompile.passes.partition.sites import Sites, plain_sites
 from deepcompile.pipeline.manager import PassManager
 from deepcompile.pipeline.protocol import Pass
+
+log = logging.getLogger("deepcompile")
 
 
 class _Captured(Exception):
@@ -52,7 +54,7 @@ def trace(
         example_inputs = (example_inputs,)
     found: list[Sites] = []
     torch._dynamo.reset()
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = AnsweringMode(allow_non_fake_inputs=True)
     fake, names = fake_model(model, mode)
     tracer = _Tracer(names, passes, options, found)
     try:
@@ -70,13 +72,32 @@ def trace(
         ) from error
     finally:
         torch._dynamo.reset()
+    if tracer.written:
+        name = tracer.written[0]
+        raise PartitionError(
+            f"forward writes to the parameter {name!r}, which would be lost: parameters of a mesh "
+            "are read as copies. Write to it between steps, through named_parameters(), or make it "
+            "a buffer"
+        )
     if not found:
-        raise PartitionError("no graph of the model was captured: it computes nothing with tensors")
+        why = "; ".join(tracer.failed) or "it computes nothing with tensors"
+        raise PartitionError(f"no graph of the model was captured: {why}")
+    if tracer.failed:
+        log.warning(
+            "parts of the model are not planned, and parameters that only they read are replicated:"
+            " %s",
+            "; ".join(tracer.failed),
+        )
     return found
 
 
 class _Tracer:
-    """The backend that a trace compiles with."""
+    """The backend that a trace compiles with.
+
+    Attributes:
+        written: parameters that graphs write to.
+        failed: why graphs were not captured.
+    """
 
     def __init__(
         self,
@@ -89,6 +110,8 @@ class _Tracer:
         self._manager = PassManager(passes, (), options)
         self._found = found
         self._inputs: Sequence[Any] = ()
+        self.written: list[str] = []
+        self.failed: list[str] = []
 
     def backend(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """What `torch.compile` calls."""
@@ -99,8 +122,12 @@ class _Tracer:
             compile_graph=self._inference,
             run_joint_passes=lambda joint: self._manager.run(joint, "joint", "joint"),
             split_joint=self._joint,
-            note=lambda event, **fields: None,
+            note=self._note,
         )
+
+    def _note(self, event: str, **fields: Any) -> None:
+        if event == "fallback" and not str(fields["reason"]).startswith(_Captured.__name__):
+            self.failed.append(str(fields["reason"]))
 
     def _inference(
         self,
@@ -132,10 +159,18 @@ class _Tracer:
         for number, (node, value) in enumerate(zip(placeholders, tensors, strict=False)):
             name = self._names.get(id(value))
             if name is not None:
+                if _is_written(node):
+                    self.written.append(name)
                 names[node] = name
                 gradient = gradients[number] if number < len(gradients) else None
                 landed[node] = gradient if isinstance(gradient, Node) else None
         self._found.append(plain_sites(module.graph, names, landed))
+
+
+def _is_written(node: Node) -> bool:
+    """Whether the graph ends by writing to an input."""
+    copy = torch.ops.aten.copy_.default
+    return any(user.target is copy and user.args[0] is node for user in node.users)
 
 
 def _results(module: GraphModule) -> list[Any]:

@@ -20,11 +20,12 @@ ReportSink = Callable[[str, Mapping[str, Any]], None]
 
 
 class Counters:
-    """How many passes and rewrites were applied so far; safe to use from several threads."""
+    """How many passes, rewrites and kernels there were so far; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._applications = 0
+        self._kernels = 0
         self._rewrites: dict[str, int] = {}
 
     def next_application(self, limit: int | None) -> int | None:
@@ -34,6 +35,14 @@ class Counters:
                 return None
             self._applications += 1
             return self._applications
+
+    def next_kernel(self, limit: int | None) -> int | None:
+        """The number of this call of a kernel in a program, from 1; None when past `limit`."""
+        with self._lock:
+            if limit is not None and self._kernels >= limit:
+                return None
+            self._kernels += 1
+            return self._kernels
 
     def next_rewrite(self, pass_name: str, limit: int | None) -> int | None:
         """The number of this rewrite of one pass, from 1; None when past `limit`."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deepcompile.errors import VerificationError
 from deepcompile.pipeline.context import EventSink
 from deepcompile.pipeline.manager import Application
+from deepcompile.pipeline.modules import modules_of
 from deepcompile.pipeline.protocol import GraphKind
 from deepcompile.pipeline.spec import print_pass
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from deepcompile.pipeline.rundir import RunDir
+
+
+class PrintGraph(Protocol):
+    """Makes the text of a graph of a kind."""
+
+    def __call__(self, graph: GraphModule, *, kind: GraphKind) -> str: ...
 
 
 def op_counts(graph: GraphModule) -> Counter[str]:
@@ -74,31 +81,75 @@ class ChangedCounter:
             self.changes.append((application.graph_name, application.pass_.name, delta))
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which states are kept as text.
+
+    Attributes:
+        dump: "none", "changed", or "all" for unchanged ones too.
+        graphs: graphs of whose names this finds nothing are not recorded at all.
+        passes: of passes in whose names it finds nothing only metadata is kept.
+    """
+
+    dump: str = "changed"
+    graphs: re.Pattern[str] | None = None
+    passes: re.Pattern[str] | None = None
+
+    def has_graph(self, name: str) -> bool:
+        """Whether a graph is recorded."""
+        return self.graphs is None or self.graphs.search(name) is not None
+
+    def has_text(self, application: Application) -> bool:
+        """Whether the state after a pass is kept as text."""
+        if self.dump == "none" or (self.dump == "changed" and application.status != "changed"):
+            return False
+        return self.passes is None or self.passes.search(application.pass_.name) is not None
+
+
 class Dumper:
     """Keeps every state in the run directory: text when it changed, metadata always."""
 
-    def __init__(self, run_dir: RunDir, print_graph: Callable[[GraphModule], str]) -> None:
+    def __init__(
+        self, run_dir: RunDir, print_graph: PrintGraph, selection: Selection | None = None
+    ) -> None:
         self._run_dir = run_dir
         self._print_graph = print_graph
+        self._selection = selection or Selection()
+        self._last: tuple[GraphModule, str] | None = None
 
     def before_passes(self, graph_name: str, kind: GraphKind, graph: GraphModule) -> None:
         """Keep state 000, once per graph."""
-        if not self._run_dir.has_graph(graph_name):
-            meta = {"kind": kind, "status": "input", "ops": dict(op_counts(graph))}
-            self._run_dir.graph_state(graph_name, 0, "input", self._text(graph, graph_name), meta)
+        if not self._selection.has_graph(graph_name) or self._run_dir.has_graph(graph_name):
+            return
+        meta = {
+            "kind": kind,
+            "status": "input",
+            "ops": dict(op_counts(graph)),
+            "modules": modules_of(graph),
+        }
+        text = None
+        if self._selection.dump != "none":
+            text = self._text(graph, graph_name, kind)
+        self._run_dir.graph_state(graph_name, 0, "input", text, meta)
 
     def after_pass(self, application: Application) -> None:
         """Keep the state after this pass."""
+        name, text = application.graph_name, None
+        if not self._selection.has_graph(name):
+            return
+        if self._selection.has_text(application):
+            text = self._text(application.after, name, application.kind)
         meta = describe(application)
-        changed = application.status == "changed"
-        text = self._text(application.after, application.graph_name) if changed else None
-        self._run_dir.graph_state(
-            application.graph_name, application.index, application.pass_.name, text, meta
-        )
+        self._run_dir.graph_state(name, application.index, application.pass_.name, text, meta)
 
-    def _text(self, graph: GraphModule, graph_name: str) -> str:
+    def _text(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
+        if self._last is None or self._last[0] is not graph:
+            self._last = graph, self._printed(graph, graph_name, kind)
+        return self._last[1]
+
+    def _printed(self, graph: GraphModule, graph_name: str, kind: GraphKind) -> str:
         try:
-            return self._print_graph(graph)
+            return self._print_graph(graph, kind=kind)
         except Exception as error:  # a graph we cannot print must not stop the compile
             reason = f"{type(error).__name__}: {error}"
             self._run_dir.event("print-failed", graph=graph_name, error=reason)
@@ -113,6 +164,7 @@ def describe(application: Application) -> dict[str, Any]:
         "status": application.status,
         "changed": application.status == "changed",
         "number": application.number,
+        "began": application.began,
         "ms": round(application.seconds * 1e3, 3),
         "stats": dict(application.stats),
         "rewrites": dict(application.rewrites),
@@ -177,13 +229,14 @@ class Verify:
 def standard_instruments(
     verify: bool,
     run_dir: RunDir | None,
-    print_graph: Callable[[GraphModule], str],
+    print_graph: PrintGraph,
     sink: EventSink | None = None,
+    selection: Selection | None = None,
 ) -> tuple[Any, ...]:
     """What a compile with these options looks on with: `Verify` first, then `Dumper`."""
     found: list[Any] = []
     if verify:
         found.append(Verify(sink=sink))
     if run_dir is not None:
-        found.append(Dumper(run_dir, print_graph))
+        found.append(Dumper(run_dir, print_graph, selection))
     return tuple(found)

@@ -26,7 +26,8 @@ class Application:
 
     `index` counts the passes over this graph from 1 (0 is the state before the first); `number` is
     the position among all skippable applications of the process, None for required passes and
-    skipped ones. `before` and `after` are the same object unless `status` is "changed".
+    skipped ones. `began` is a time of the system's clock. `before` and `after` are the same object
+    unless `status` is "changed".
     """
 
     graph_name: str
@@ -38,6 +39,7 @@ class Application:
     status: Status
     reason: str = ""
     number: int | None = None
+    began: float = 0.0
     seconds: float = 0.0
     stats: Mapping[str, int | float] = field(default_factory=dict)
     rewrites: Mapping[str, int] = field(default_factory=dict)
@@ -135,10 +137,12 @@ class PassManager:
         graph_name: str,
         missing: frozenset[str],
     ) -> Application:
+        began = time.time()
+
         def application(status: Status, after: GraphModule = graph, **fields: Any) -> Application:
             return Application(
                 graph_name, context.kind, index, pass_, graph, after, status,
-                rewrites=context.rewrites, properties=pass_.establishes, **fields,
+                rewrites=context.rewrites, properties=pass_.establishes, began=began, **fields,
             )  # fmt: skip
 
         number = None

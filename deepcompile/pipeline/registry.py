@@ -6,18 +6,16 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from deepcompile.errors import PipelineError, unknown_name
+from deepcompile.pipeline.plugins import KEBAB, Plugin, Plugins, installed_plugins
 from deepcompile.pipeline.protocol import Pass
 
-ENTRY_POINT_GROUP = "deepcompile.passes"
 _BUILTIN_PACKAGE = "deepcompile.passes"
-_KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class PassInfo:
     name: str
     cls: type
     target: str
+    source: str = ""
+    """The package of others that it is from."""
 
     @property
     def doc(self) -> str:
@@ -101,45 +101,67 @@ class Registry:
     """
 
     def __init__(
-        self, table: Mapping[str, str], plugins: Callable[[], Mapping[str, str]] | None = None
+        self, table: Mapping[str, str], plugins: Callable[[], Plugins] | None = None
     ) -> None:
         self._table = dict(table)
-        self._plugins = plugins or dict
+        self._plugins = functools.cache(plugins or _no_plugins)
         self._loaded: dict[str, PassInfo] = {}
 
     def names(self) -> tuple[str, ...]:
         """All pass names: ours in their declared order, then those of other packages."""
-        plugins = self._plugins()
-        for name in plugins:
-            if name in self._table:
-                raise PipelineError(
-                    f"the pass {name!r} of {plugins[name]} already exists; rename it"
-                )
-        return (*self._table, *sorted(plugins))
+        return (*self._table, *self._plugins().passes)
+
+    def own(self) -> tuple[PassInfo, ...]:
+        """Our passes, loaded."""
+        return tuple(self.get(name) for name in self._table)
+
+    def plugins(self) -> tuple[Plugin, ...]:
+        """Passes of other packages, not loaded."""
+        return tuple(self._plugins().passes.values())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line on each pass that another package declares in a way that cannot be used."""
+        return self._plugins().problems
 
     def get(self, name: str) -> PassInfo:
         """The pass called `name`; `PipelineError` naming the nearest when there is none."""
         if name in self._loaded:
             return self._loaded[name]
-        target = self._table.get(name)
+        target, source = self._table.get(name), ""
         if target is None:
-            target = self._plugins().get(name)
-        if target is None:
-            raise PipelineError(unknown_name("pass", name, self.names()))
-        self._loaded[name] = PassInfo(name, _load(name, target), target)
+            plugin = self._plugins().passes.get(name)
+            if plugin is None:
+                raise PipelineError(self._unknown(name))
+            target, source = plugin.target, plugin.source
+        self._loaded[name] = PassInfo(name, _load(name, target, source), target, source)
         return self._loaded[name]
+
+    def _unknown(self, name: str) -> str:
+        for problem in self.problems:
+            if problem.startswith(f"the pass {name!r} "):
+                return problem
+        return unknown_name("pass", name, self.names())
 
     def all(self) -> tuple[PassInfo, ...]:
         """Every pass, loaded."""
         return tuple(self.get(name) for name in self.names())
 
 
-def _load(name: str, target: str) -> type:
+def _no_plugins() -> Plugins:
+    return Plugins({})
+
+
+def _load(name: str, target: str, source: str) -> type:
     module_name, _, class_name = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise PipelineError(f"pass {name!r} cannot be loaded from {target}: {error}") from error
+    except Exception as error:  # a package of others may fail in any way when it is imported
+        whose = f" of {source}" if source else ""
+        raise PipelineError(
+            f"the pass {name!r}{whose} cannot be loaded from {target}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     problem = _contract_problem(name, cls)
     if problem:
         raise PipelineError(f"{target} does not keep the contract of a pass: {problem}")
@@ -156,7 +178,7 @@ def _contract_problem(name: str, cls: Any) -> str | None:
         return f"it lacks {', '.join(missing)}"
     if cls.name != name:  # type: ignore[attr-defined]
         return f"it is registered as {name!r} but calls itself {cls.name!r}"  # type: ignore[attr-defined]
-    if not _KEBAB.fullmatch(name):
+    if not KEBAB.fullmatch(name):
         return "its name is not kebab-case"
     required = [
         f.name
@@ -169,17 +191,10 @@ def _contract_problem(name: str, cls: Any) -> str | None:
 
 
 @functools.cache
-def _entry_points() -> Mapping[str, str]:
-    from importlib.metadata import entry_points
-
-    return {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
-
-
-@functools.cache
 def default_registry() -> Registry:
     """Our own passes and those of installed packages (entry-point group "deepcompile.passes")."""
     table = importlib.import_module(_BUILTIN_PACKAGE).PASSES
-    return Registry(table, _entry_points)
+    return Registry(table, lambda: installed_plugins(table))
 
 
 def default_pipeline_text() -> str:

@@ -9,6 +9,8 @@
         graphs/<graph>/NNN_<pass>.ir  000 is the state before the first pass; then changed states
         graphs/<graph>/NNN_<pass>.json
         kernels/<kernel>/             source.cpp or source.py, nest.txt, meta.json
+        support/                      what kernels need beside their sources, to be built again
+        programs/<graph>.json         steps with bytes and modelled seconds, and the memory held
         memory/<graph>.json           what a memory budget decided
         sharding/<graph>.json         placements on a mesh; model.json: as planned for all graphs
 
@@ -135,6 +137,11 @@ class RunDir:
         if self._rank == 0:
             _replace(root / "latest", self.path.name + "\n")
 
+    @property
+    def status(self) -> str:
+        """`running`, or how the run ended."""
+        return str(self._info["status"])
+
     def has_graph(self, graph: str) -> bool:
         """Whether a state of this graph has been kept."""
         return graph in self._graphs
@@ -204,6 +211,19 @@ class RunDir:
             self.path / "index.md", f"- kernel [{kept}](kernels/{kept}/) from {origins}: {ops}\n"
         )
         return kept
+
+    @_recording(None)
+    def support(self, name: str, text: str) -> None:
+        """Keep a text that sources of kernels need beside them: `support/<name>`, once."""
+        file = self.path / "support" / _safe(name)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            _create(file, text)
+
+    @_recording(None)
+    def program(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep the steps of a graph's program and what they cost: `programs/<name>.json`."""
+        self._document("programs", "program", name, facts)
 
     @_recording(None)
     def memory(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -281,20 +301,31 @@ def process_run(root: str | os.PathLike[str], **fields: Any) -> RunDir:
 
     All graphs that one process compiles into one root share a run, which ends with the process.
     """
-    holder = _open_run(os.path.abspath(root), os.getpid())
+    # The program may go to another directory before it ends.
+    place = os.path.abspath(root)
+    holder = _open_run(place, os.getpid())
     if not holder:
-        holder.append(RunDir.create(root, **fields))
+        holder.append(RunDir.create(place, **fields))
         atexit.register(_finish_at_exit, holder[0])
     return holder[0]
 
 
+def open_run(root: str | os.PathLike[str]) -> RunDir | None:
+    """The run that this process has under `root` already."""
+    holder = _open_run(os.path.abspath(root), os.getpid())
+    return holder[0] if holder else None
+
+
 def _finish_at_exit(run: RunDir) -> None:
+    if run.status != "running":
+        return
     # Python keeps the exception that ended the process here, before it runs exit handlers.
     error = getattr(sys, "last_value", None)
     if error is None:
         run.finish("ok")
     else:
-        run.finish("failed", error=f"{type(error).__name__}: {error}")
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        run.finish(status, error=f"{type(error).__name__}: {error}")
 
 
 def _state_line(index: int, name: str, where: str | None, meta: Mapping[str, Any]) -> str:
@@ -365,7 +396,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _script_name() -> str:
-    stem = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    # A package run with -m is its __main__.py.
+    stem = script.parent.name if script.stem == "__main__" else script.stem
     return stem if stem and stem != "-c" else "python"
 
 

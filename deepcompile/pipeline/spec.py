@@ -40,6 +40,11 @@ def parse_passes(text: str, registry: Registry | None = None) -> tuple[Pass, ...
     return passes
 
 
+def is_phased(text: str) -> bool:
+    """Whether pipeline text names phases, `joint(...)` or `graph(...)`."""
+    return _Reader(text).at_phase()
+
+
 def print_passes(passes: Sequence[Pass]) -> str:
     """The text that parses back to equal passes; options at their default are left out."""
     return ",".join(map(print_pass, passes))
@@ -64,6 +69,27 @@ class Pipeline:
 
     def __str__(self) -> str:
         return f"joint({print_passes(self.joint)}),graph({print_passes(self.graph)})"
+
+    def upto(self, name: str) -> Pipeline:
+        """The pipeline up to the last pass called `name`; `joint:NAME` is the one of that phase.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        phase, _, wanted = name.rpartition(":")
+        places = [
+            (where, position)
+            for where, passes in (("joint", self.joint), ("graph", self.graph))
+            for position, pass_ in enumerate(passes)
+            if pass_.name == wanted and phase in ("", where)
+        ]
+        if not places:
+            names = dict.fromkeys(pass_.name for pass_ in (*self.joint, *self.graph))
+            raise PipelineError(unknown_name("pass of this pipeline:", name, names))
+        where, position = places[-1]
+        if where == "joint":
+            return Pipeline(self.joint[: position + 1], ())
+        return Pipeline(self.joint, self.graph[: position + 1])
 
     @classmethod
     def parse(cls, text: str | None = None, registry: Registry | None = None) -> Pipeline:

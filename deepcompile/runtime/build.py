@@ -105,6 +105,15 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
+def flags_of(options: Options, *, large: bool = False) -> tuple[str, ...]:
+    """What the C++ compiler is called with; see `build`."""
+    flags = (*FLAGS, "-O1") if large else FLAGS
+    if options.deterministic:
+        # A product and a sum are one rounding or two, whatever kernel they stand in.
+        flags = (*flags, "-ffp-contract=off")
+    return flags
+
+
 def build(
     source: str, options: Options, note: Callable[..., None], *, large: bool = False
 ) -> Library:
@@ -121,10 +130,7 @@ def build(
         BuildFailed: when the compiler refuses the source.
     """
     compiler = find_compiler()
-    flags = (*FLAGS, "-O1") if large else FLAGS
-    if options.deterministic:
-        # A product and a sum are one rounding or two, whatever kernel they stand in.
-        flags = (*flags, "-ffp-contract=off")
+    flags = flags_of(options, large=large)
     key = hashlib.sha256(
         "\0".join([compiler_identity(compiler), " ".join(flags), source]).encode()
     ).hexdigest()[:32]

@@ -11,11 +11,13 @@ from functools import partial
 
 import torch
 
+from ..cache_dir import rates_file
 from ..codegen.gemm import onednn_available
-from ..cost.calibration import Machine, Measured
+from ..cost.calibration import Machine, Measured, rates_measured
 from ..cost.gemm import default_gemm_choice
 from ..cost.processor import processor_name
 from ..cost.rates import Rates, rates_of
+from ..options import Options
 from .device import gpu_of
 
 ROUNDS = 5
@@ -55,6 +57,14 @@ def machine_of(device: torch.device) -> Machine:
 def table_of(device: torch.device) -> Rates:
     """The rates that the tables have for a device."""
     return rates_of(device.type, gpu_of(device).capability, torch.get_num_threads())
+
+
+def rates_for(options: Options, device: torch.device) -> Rates:
+    """What was measured on this machine, if it was and the options do not say otherwise."""
+    table = table_of(device)
+    if options.rates == "table":
+        return table
+    return rates_measured(table, machine_of(device), rates_file(options))
 
 
 def measure_rates(

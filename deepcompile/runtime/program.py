@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.autograd import profiler
 
 from ..codegen.cpp_program import CppProgram
 from ..codegen.cpp_table import table_of
@@ -28,10 +29,12 @@ from .build import Library
 from .externs import Memory, prepare_extern
 from .frame import Frame, Place
 from .lifetimes import made_by_steps, prepare_lifetimes
+from .profiled import KernelRanges, range_names
 from .recycle import OUTPUTS
 from .threads import openmp_entry_points
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+_WATCH = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _FAILED = 1
 MOST_SIZES = 256
 """For how many combinations of sizes a program keeps its layout."""
@@ -124,6 +127,7 @@ class Program:
             ctypes.c_int64,
             _CALLBACK,
             ctypes.c_void_p,
+            _WATCH,
         ]
 
     def __call__(self, args: list[Any]) -> list[Any]:
@@ -171,9 +175,12 @@ class Program:
             return 0
 
         callback = _CALLBACK(call_extern) if externs else _NO_CALLBACK
-        tables = self._table_array
+        watch = _NO_WATCH
+        if profiler._is_profiler_enabled:
+            watch = _WATCH(KernelRanges(range_names(self.spec)))
+        sizes, tables = bound.size_array, self._table_array
         try:
-            status = self._entry(pointers, bound.size_array, workspace, threads, callback, tables)
+            status = self._entry(pointers, sizes, workspace, threads, callback, tables, watch)
             if failure:
                 raise failure[0]
             if status:
@@ -271,3 +278,4 @@ class Program:
 
 _address = torch.Tensor.data_ptr
 _NO_CALLBACK = _CALLBACK(lambda number: _FAILED)
+_NO_WATCH = _WATCH()

@@ -74,6 +74,7 @@ def test_the_measured_peak_is_told_beside_the_predicted_one(
     assert event["predicted"] == found.budgets[0].peak
 
 
+@pytest.mark.slow
 def test_of_graphs_that_share_a_budget_the_plans_that_stay_are_told() -> None:
     found = explained(breaks=True, budget="24MiB")
     assert len(found.budgets) == 2

@@ -192,6 +192,7 @@ class Broken(Block):
         return torch.tanh(self.narrow(torch.relu(self.wide(x))))
 
 
+@pytest.mark.slow
 def test_graphs_that_alternate() -> None:
     blocks = [Broken(64)] * (BLOCKS // 2)
     free = Trained(blocks, 1 << 40)

@@ -87,6 +87,7 @@ class Gated(nn.Module):
         return x + self.back(torch.tanh(self.low(low)) * torch.sigmoid(self.high(high)))
 
 
+@pytest.mark.slow
 def test_norms_attention_and_dropout() -> None:
     check_same_bits(normed(2), torch.randn(2, 100, 72), shares=(0.15,))
 

@@ -29,9 +29,6 @@ from tests.backend.budget_steps import (
     step,
 )
 
-QUICK = ("llama",)
-"""Models of the default run: one that is quick to compile."""
-
 
 def check_smallest_budget(
     module: nn.Module,
@@ -51,10 +48,8 @@ def check_smallest_budget(
     return report
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_models_in_the_smallest_budget(name: str) -> None:
     model = build(name, "small")
     options = {"deterministic": True}

@@ -188,6 +188,7 @@ def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
     assert seconds[2] < seconds[1] * 1.1
 
 
+@pytest.mark.slow
 def test_rows_of_zeros_and_of_nan_come_back_as_they_were() -> None:
     """The rows are kept in 8 bits: what is not a number must not become one."""
     torch.manual_seed(0)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from deepcompile import explain
-from deepcompile.budget import setup
 from deepcompile.budget.report import BudgetReport
 from deepcompile.budget.split import BudgetedSplit
 from deepcompile.budget.step import StepTimeline
@@ -22,6 +21,7 @@ from deepcompile.codegen.steps import ExternStep, KernelStep, LifetimeStep, Prog
 from deepcompile.codegen.timeline import SCRATCH, Span
 from deepcompile.cost.rates import rates_of_cpu
 from deepcompile.recording import Recording, recording
+from deepcompile.runtime import measured_rates
 from tests.backend.test_memory_forms import Residual
 
 
@@ -56,7 +56,7 @@ class Late(SameMemory):
 def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that copies beside its work, a layer's tensors in about the time of a layer."""
     found = replace(rates_of_cpu(1), overlaps=True, link=2e9)
-    monkeypatch.setattr(setup, "table_of", lambda device: found)
+    monkeypatch.setattr(measured_rates, "table_of", lambda device: found)
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_a_slower_link_makes_slower_plans(
     seconds = []
     for link in (1e8, 2e9, 1e12):
         found = replace(rates_of_cpu(1), overlaps=True, link=link)
-        monkeypatch.setattr(setup, "rates_of", lambda *device, found=found: found)
+        monkeypatch.setattr(measured_rates, "table_of", lambda device, found=found: found)
         _, record = train(model, x, memory_budget=budget, offload="on")
         plan = record.budgets[0].planned
         assert plan is not None

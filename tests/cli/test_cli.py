@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -112,6 +111,13 @@ def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "joint(needed),graph(fold)\n"
     assert run(["passes", "pipeline", "fold{max-ops=64}"]) == Exit.OK
     assert capsys.readouterr().out == "joint(needed),graph(fold)\n"
+    assert run(["passes", "pipeline", "--upto", "needed"]) == Exit.OK
+    assert capsys.readouterr().out == "joint(needed),graph()\n"
+    assert run(["passes", "pipeline", "--upto", "graph:needed"]) == Exit.USAGE
+    assert "unknown pass of this pipeline: 'graph:needed'" in capsys.readouterr().err
+    assert run(["passes", "pipeline", "--target", "cuda", "--json"]) == Exit.OK
+    document = json.loads(capsys.readouterr().out)
+    assert (document["target"], document["kernels"]) == ("cuda", "Triton")
 
 
 def test_options_show_what_is_in_force(
@@ -157,7 +163,7 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recorded.finish()
     assert run(["runs", "list", str(root)]) == Exit.OK
     row = capsys.readouterr().out.splitlines()[1].split()
-    assert row == [recorded.path.name, "ok", "1", "1", "1"]
+    assert row[:5] == [recorded.path.name, "ok", "1", "1", "1"]
     assert run(["runs", "show", str(root)]) == Exit.OK
     text = capsys.readouterr().out
     for part in ("graph g0", "001  fold", "1.2 ms", "+1 -2", "m.py:3", "aten.add x2"):
@@ -169,7 +175,10 @@ def test_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (recorded.path / "run.json").write_text("broken")
     assert run(["runs", "list", str(root)]) == Exit.OK
     assert "unreadable" in capsys.readouterr().out
-    assert run(["runs", "show", str(root)]) == Exit.USAGE
+    assert run(["runs", "show", str(root)]) == Exit.OK
+    shown = capsys.readouterr()
+    assert "001  fold" in shown.out
+    assert "run.json cannot be read" in shown.err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +277,13 @@ COMMANDS = [
     ["passes", "pipeline"],
     ["options"],
     ["cache", "size"],
+    ["passes", "show", "fuse-rows"],
+    ["passes", "pipeline", "--upto", "joint:canonicalise"],
+    ["run", "--help"],
+    ["train", "--help"],
+    ["explain", "--help"],
+    ["dump", "--help"],
+    ["opt", "--help"],
     ["runs", "--help"],
     ["doctor"],
 ]
@@ -286,20 +302,3 @@ def test_no_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", program], check=True, env=environment, capture_output=True
     )
-
-
-def test_start_is_quick() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "deepcompile", "passes", "pipeline"]
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    bare = min(_bare_start() for _ in range(3))
-    assert min(seconds() for _ in range(5)) < 0.25 + bare
-
-
-def _bare_start() -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
-    return time.perf_counter() - start

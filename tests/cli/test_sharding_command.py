@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -261,13 +260,13 @@ def test_it_starts_without_torch_and_quickly(file: str, tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
-    def seconds(*command: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        return time.perf_counter() - start
+    def user_seconds() -> float:
+        before = os.times().children_user
+        command = [sys.executable, "-m", "deepcompile", "sharding", file]
+        subprocess.run(command, check=True, capture_output=True)
+        return os.times().children_user - before
 
-    bare = min(seconds("-c", "pass") for _ in range(3))
-    assert min(seconds("-m", "deepcompile", "sharding", file) for _ in range(4)) < 0.25 + bare
+    assert any(user_seconds() < 0.25 for _ in range(10))
 
 
 # The picture.

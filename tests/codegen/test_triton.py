@@ -131,7 +131,9 @@ def assert_equals_interpreter(nest: Kernel, schedule: TritonSchedule, folder: Pa
         torch.testing.assert_close(got[name].cpu(), tensor, equal_nan=True, **loose)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__.strip("_"))
 def test_kernels_equal_the_interpreter(
     function: Callable[..., object], dtype: torch.dtype, tmp_path: Path
@@ -151,7 +153,9 @@ def test_kernels_equal_the_interpreter(
             assert_equals_interpreter(nest, schedule, tmp_path)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"]
+)
 def test_a_transformer_trains_as_in_eager(dynamic: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -286,7 +290,7 @@ def test_the_number_of_distinct_kernels_does_not_grow_with_depth(
     ("model", "target"),
     [
         ("transformer", "cuda:90"),
-        ("rows", "cuda:80"),
+        pytest.param("rows", "cuda:80", marks=pytest.mark.slow),
         pytest.param("transformer", "cuda:80", marks=pytest.mark.slow),
         pytest.param("rows", "cuda:90", marks=pytest.mark.slow),
     ],

@@ -312,6 +312,10 @@ def mistakes_are_everyones(rank: int) -> None:
     mine = {"up.weight": "S(0)"} if rank else {"up.wieght": "S(0)"}
     with pytest.raises(PartitionError, match=r"did you mean 'up\.weight'"):
         deepcompile.parallelize(Model(), RANKS, plan=mine)
+    with pytest.raises((MeshError, PartitionError), match="tp=3 has 3 ranks, but there are 2"):
+        deepcompile.parallelize(Model(), 3 if rank else 2, plan={})
+    with pytest.raises(MeshError, match=r"rank 1 gives .* another mesh than rank 0: tp=2 "):
+        deepcompile.parallelize(Model(), f"tp={RANKS}" if rank else f"dp={RANKS},tp=1", plan={})
     with pytest.raises(RankError, match=r"rank 1 has another model .*\(4, 3\)"):
         deepcompile.parallelize(nn.Linear(4 - rank, 4), RANKS, plan={})
     model = deepcompile.parallelize(Model(), RANKS, plan={} if rank else ROWS)  # that of rank 0

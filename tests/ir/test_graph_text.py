@@ -13,10 +13,14 @@ from functorch.compile import aot_module_simplified, make_boxed_func
 from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from deepcompile.errors import IRSyntaxError
 from deepcompile.ir.graph_parser import UnboundKernel, parse_graph
 from deepcompile.ir.graph_printer import print_graph
+from deepcompile.ir.kernel_op import KernelOp, Origin
+from deepcompile.ir.origins import origin_of
+from deepcompile.ir.static_inputs import static_name
 
 
 class Block(nn.Module):
@@ -222,22 +226,160 @@ def test_kernels_print_by_name_and_are_bound_by_the_parser() -> None:
         unbound(1)
 
 
+def graph_with(**constants: Any) -> GraphModule:
+    root, graph = nn.Module(), Graph()
+    for name, value in constants.items():
+        if isinstance(value, torch.Tensor):
+            root.register_buffer(name, value)
+        else:
+            setattr(root, name, value)
+    graph.output(tuple(graph.get_attr(name) for name in constants))
+    return GraphModule(root, graph)
+
+
 def test_constants_and_nested_graphs() -> None:
-    inner, outer = Graph(), Graph()
+    inner = Graph()
     inner.output((inner.call_function(operator.neg, (inner.placeholder("a"),)),))
-    root = nn.Module()
-    root.body = GraphModule({}, inner)
-    root.register_buffer("small", torch.tensor([1.0, -2.5]))
-    root.register_buffer("large", torch.arange(100))
-    outer.output((outer.get_attr("body"), outer.get_attr("small"), outer.get_attr("large")))
-    text = print_graph(GraphModule(root, outer))
+    small, large = torch.tensor([1.0, -2.5]), torch.arange(5000)
+    graph = graph_with(body=GraphModule({}, inner), small=small, large=large)
+    text = print_graph(graph)
     assert "constant @small : f32[2] = [1.0, -2.5]" in text
-    assert "constant @large : i64[100] = ..." in text
+    assert "constant @large : i64[5000] = ..." in text
     with pytest.raises(IRSyntaxError, match="constant @large is too large"):
         parse_graph(text)
-    again = parse_graph(text, constants={"large": torch.arange(100)})
-    assert torch.equal(again.small, torch.tensor([1.0, -2.5]))
+    again = parse_graph(text, constants={"large": large})
+    assert torch.equal(again.small, small)
+    assert torch.equal(again.body(torch.ones(2))[0], -torch.ones(2))
     assert print_graph(again) == text
+    stands_in = parse_graph(text, without_values=True)
+    assert isinstance(stands_in.large, torch._subclasses.FakeTensor)
+    assert print_graph(stands_in) == text
+
+
+CONSTANTS = [
+    torch.randn(33, 7),
+    torch.randn(9, 8).t(),
+    torch.randn(100).to(torch.bfloat16),
+    torch.randn(4, 3).t(),
+    torch.arange(1000) % 2 == 0,
+    torch.randn(80, dtype=torch.complex64),
+    torch.tensor([math.inf, -math.inf, math.nan]),
+    torch.empty(0, 3),
+    torch.tensor(3),
+]
+
+
+@pytest.mark.parametrize("value", CONSTANTS, ids=lambda value: f"{value.dtype}{list(value.shape)}")
+def test_constants_keep_their_values_and_strides(value: torch.Tensor) -> None:
+    text = print_graph(graph_with(c=value))
+    assert "..." not in text
+    again = parse_graph(text)
+    assert print_graph(again) == text
+    torch.testing.assert_close(again.c, value, rtol=0, atol=0, equal_nan=True)
+    assert (again.c.stride(), again.c.dtype) == (value.stride(), value.dtype)
+
+
+def test_a_packed_constant_is_as_long_as_its_type_says() -> None:
+    text = print_graph(graph_with(c=torch.zeros(1000)))
+    with pytest.raises(IRSyntaxError, match="another number of bytes"):
+        parse_graph(text.replace("f32[1000]", "f32[10]"))
+    with pytest.raises(IRSyntaxError, match="not the packed bytes"):
+        parse_graph(text.replace('packed("', 'packed("!'))
+
+
+ATTRIBUTES = """\
+graph joint {
+  %x : f32[4] = placeholder {static=layers.0.weight}
+  %y : f32[4] = placeholder
+  %sin : f32[4] = aten.sin.default(%x) {recompute=must_recompute, segment=3, recomputed_for=-1}
+  %cos : f32[4] = aten.cos.default(%y) {recompute=must_save, backward}  # model.py:3
+  %tan : f32[4] = aten.tan.default(%y) {tag=must_be_in_forward}  # a place of no line
+  %exp : f32[4] = aten.exp.default(%tan) {untagged}
+  return (%sin, %cos, %exp)
+}
+"""
+
+
+def test_what_passes_know_of_nodes_is_in_the_text() -> None:
+    graph = parse_graph(ATTRIBUTES)
+    assert print_graph(graph) == ATTRIBUTES
+    nodes = {node.name: node for node in graph.graph.nodes}
+    assert static_name(nodes["x"]) == "layers.0.weight"
+    assert static_name(nodes["y"]) is None
+    assert nodes["sin"].meta["recompute"] is CheckpointPolicy.MUST_RECOMPUTE
+    assert (nodes["sin"].meta["segment"], nodes["sin"].meta["recomputed_for"]) == (3, -1)
+    tags = [nodes[name].meta.get("partitioner_tag") for name in ("sin", "cos", "tan", "exp")]
+    assert tags == ["is_forward", "is_backward", "must_be_in_forward", None]
+    assert [origin_of(nodes[name]) for name in ("sin", "cos", "tan")] == [
+        None, "model.py:3", "a place of no line",
+    ]  # fmt: skip
+
+
+KERNELS = """\
+graph forward {
+  symbols s0 = 5 in [2, int_oo]
+  symbols s1 = 0 in [-int_oo, int_oo] signed
+  %n : sym(s0) = placeholder
+  %m : sym(s1) = placeholder
+  %x : f32[s0, 4] = placeholder
+  %k0 : (f32[s0, 4], f32[4, s0]{1, 4}) = kernel @k0(%x, %n)
+  %k1 : (f32[s0, 4], f32[4, s0]) = kernel @k1(%x, %n)
+  %k2 : () = kernel @k2(%x, %n)
+  return (%k0, %k1, %k2, none)
+  kernel @k0(in b0: f32[s0, 4], out b1: f32[s0, 4], out b2: f32[4, s0]) {
+    sizes s0
+    axes p0: parallel s0, p1: parallel 4
+    row:
+      v0: f32 = load b0[4*p0 + p1]
+      v1: f32 = sin v0
+      store b1[4*p0 + p1] v1
+      store b2[4*p0 + p1] v0
+  }
+  kernel @k0 makes f32[s0, 4], f32[4, s0]{1, 4} of "sin.default", "t" at "a \\" at \\"b.py:3"
+  kernel @k1 is @k0
+  kernel @k1 makes f32[s0, 4], f32[4, s0] of "sin.default"
+  kernel @k2(inout b0: f32[s0, 4]) {
+    sizes s0
+    axes p0: parallel 4*s0
+    row:
+      v0: f32 = const 1.0
+      store b0[p0] v0
+  }
+  kernel @k2 makes nothing of "fill.Scalar"
+}
+"""
+
+
+def test_kernels_are_defined_in_the_text() -> None:
+    graph = parse_graph(KERNELS)
+    assert print_graph(graph) == KERNELS
+    k0, k1, k2 = (n.target for n in graph.graph.nodes if n.name in ("k0", "k1", "k2"))
+    assert all(isinstance(kernel, KernelOp) for kernel in (k0, k1, k2))
+    assert k0.origin == Origin(("sin.default", "t"), ('a " at "b.py:3',))
+    x = torch.randn(3, 4)
+    for made, other in ((k0(x, 3), k0.eager(x, 3)), (k1(x, 3), k1.eager(x, 3))):
+        torch.testing.assert_close(made[0], torch.sin(x))
+        torch.testing.assert_close(made, other, rtol=0, atol=0)
+    assert k2(x, 3) == ()
+    assert torch.equal(x, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("@k1 is @k0", "@k1 is @k9", 21, "kernel @k9 is not defined before"),
+        ("@k1 is @k0", "@k0 is @k0", 21, "kernel @k0 is defined twice"),
+        ("v1: f32 = sin v0", "v1: f32 = sin(v0)", 16, "expected an instruction"),
+        ("@k2 makes nothing", "@k2 makes f32[1]", 30, "kernel @k2 makes nothing"),
+        ("makes nothing of", "gives", 30, "expected 'kernel @name"),
+        ("{1, 4} of", "{1} of", 20, "2 sizes but 1 strides"),
+        ("kernel @k2(inout b0: f32[s0, 4]) {", "kernel @k2(inout b0) {", 23, "expected"),
+    ],
+)
+def test_wrong_kernels_name_the_line(old: str, new: str, line: int, message: str) -> None:
+    with pytest.raises(IRSyntaxError, match=message) as caught:
+        parse_graph(KERNELS.replace(old, new))
+    assert caught.value.line == line
 
 
 def test_origin_is_the_users_line() -> None:
@@ -256,6 +398,8 @@ WRONG = [
     ("graph {\n  %x = placeholder\n}", 3, "does not end with 'return'"),
     ("graph {\n  %x = placeholder\n  return (%x) tail\n}", 3, "unexpected"),
     ("kernel {\n}", 1, "expected 'graph {'"),
+    ("graph {\n  %x = placeholder {new}\n  return (%x,)\n}", 2, "unknown attribute 'new'"),
+    ("graph sideways {\n}", 1, "expected 'graph {'"),
     ('graph {\n  %x = python.os.system("true")\n  return (%x,)\n}', 2, "cannot be rebuilt"),
     ("graph {\n  %x : f32[__import__('os')] = placeholder\n  return (%x,)\n}", 2, "is not a size"),
 ]

@@ -132,25 +132,26 @@ CASES = [
         "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4,
         "bos_token_id": 1, "eos_token_id": 2}, text),
     Case("llama", "LlamaConfig", "LlamaForCausalLM", DECODER, text),
-    Case("qwen3", "Qwen3Config", "Qwen3ForCausalLM", DECODER | {"head_dim": 8}, text),
+    Case("qwen3", "Qwen3Config", "Qwen3ForCausalLM", DECODER | {"head_dim": 8}, text, slow=True),
     Case("gemma2", "Gemma2Config", "Gemma2ForCausalLM", DECODER | {
-        "head_dim": 8, "sliding_window": 4}, text),
+        "head_dim": 8, "sliding_window": 4}, text, slow=True),
     Case("mixtral", "MixtralConfig", "MixtralForCausalLM", DECODER | {
-        "num_local_experts": 4, "num_experts_per_tok": 2}, text),
+        "num_local_experts": 4, "num_experts_per_tok": 2}, text, slow=True),
     Case("opt", "OPTConfig", "OPTForCausalLM", DECODER | {
-        "ffn_dim": 48, "word_embed_proj_dim": 32}, text),
+        "ffn_dim": 48, "word_embed_proj_dim": 32}, text, slow=True),
     Case("bert", "BertConfig", "BertForMaskedLM", ENCODER, masked_text),
-    Case("roberta", "RobertaConfig", "RobertaForMaskedLM", ENCODER, masked_text),
+    Case("roberta", "RobertaConfig", "RobertaForMaskedLM", ENCODER, masked_text, slow=True),
     Case("distilbert", "DistilBertConfig", "DistilBertForMaskedLM", {
         "vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
-        "max_position_embeddings": 32, "pad_token_id": 0}, masked_text),
+        "max_position_embeddings": 32, "pad_token_id": 0}, masked_text, slow=True),
     Case("t5", "T5Config", "T5ForConditionalGeneration", T5, pairs),
     Case("vit", "ViTConfig", "ViTForImageClassification", VISION | {"num_labels": 5}, images),
     Case("whisper", "WhisperConfig", "WhisperForConditionalGeneration", BART | {
         "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}, speech),
     Case("clip", "CLIPConfig", "CLIPModel", {
         "text_config": ENCODER | {"eos_token_id": 2, "bos_token_id": 1, "projection_dim": 16},
-        "vision_config": VISION | {"projection_dim": 16}, "projection_dim": 16}, images_and_text),
+        "vision_config": VISION | {"projection_dim": 16}, "projection_dim": 16}, images_and_text,
+         slow=True),
     Case("bart", "BartConfig", "BartForConditionalGeneration", BART | {
         "max_position_embeddings": 32}, pairs, slow=True),
     Case("mt5", "MT5Config", "MT5ForConditionalGeneration", T5, pairs, slow=True),

@@ -229,6 +229,15 @@ def is_upstream(graph: Graph, dynamic: bool) -> bool:
     )
 
 
+def first_seed(seeds: range) -> str:
+    return f"{seeds.start}"
+
+
+def marked(seeds: list[range], quick: int) -> list[Any]:
+    """So many of them for the default run, the others slow."""
+    return [*seeds[:quick], *(pytest.param(s, marks=pytest.mark.slow) for s in seeds[quick:])]
+
+
 def chunks(seeds: range, size: int = TOGETHER) -> list[range]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
@@ -245,12 +254,12 @@ def assert_all_well(seeds: range, dynamic: bool) -> None:
     assert not wrong, "\n\n".join(["", *wrong])
 
 
-@pytest.mark.parametrize("seeds", chunks(STATIC_SEEDS), ids=lambda seeds: f"{seeds.start}")
+@pytest.mark.parametrize("seeds", marked(chunks(STATIC_SEEDS), 5), ids=first_seed)
 def test_random_graphs(seeds: range) -> None:
     assert_all_well(seeds, dynamic=False)
 
 
-@pytest.mark.parametrize("seeds", chunks(DYNAMIC_SEEDS), ids=lambda seeds: f"{seeds.start}")
+@pytest.mark.parametrize("seeds", marked(chunks(DYNAMIC_SEEDS), 1), ids=first_seed)
 def test_random_graphs_of_any_size(seeds: range) -> None:
     assert_all_well(seeds, dynamic=True)
 
@@ -292,14 +301,14 @@ def many() -> range:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", chunks(many(), 50), ids=lambda seeds: f"{seeds.start}")
+@pytest.mark.parametrize("seeds", chunks(many(), 50), ids=first_seed)
 def test_many_random_graphs(seeds: range) -> None:
     for some in chunks(seeds):
         assert_all_well(some, dynamic=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", chunks(many()[::4], 50), ids=lambda seeds: f"{seeds.start}")
+@pytest.mark.parametrize("seeds", chunks(many()[::4], 50), ids=first_seed)
 def test_many_random_graphs_of_any_size(seeds: range) -> None:
     for some in chunks(seeds):
         assert_all_well(some, dynamic=True)

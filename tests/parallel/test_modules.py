@@ -275,6 +275,7 @@ class Hoarder(nn.Linear):
         (lambda: torch.jit.script(nn.Linear(2, 2)), "TorchScript"),
         (lambda: torch.compile(nn.Linear(2, 2)), "call parallelize before torch.compile"),
         (lambda: nn.Embedding(4, 2, sparse=True), "sparse gradients"),
+        (lambda: nn.Embedding(4, 2, max_norm=1.0), "would be lost.*max_norm=None"),
         (lambda: nn.DataParallel(nn.Linear(2, 2)), "wraps a model"),
         (
             lambda: deepcompile.parallelize(nn.Linear(2, 2), 1, plan={}),

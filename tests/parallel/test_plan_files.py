@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import deepcompile
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.main import run
-from deepcompile.errors import PartitionError
+from deepcompile.errors import MeshError, PartitionError
 from deepcompile.inspect.sharding import read_shardings
 from deepcompile.ir.placements import placements_text
 
@@ -75,6 +75,48 @@ def test_a_plan_has_all_parameters_and_what_it_takes(tmp_path):
     again = deepcompile.Plan.load(tmp_path / "plan.json")
     assert again == plan
     assert not plan.diff(again)
+
+
+class Changing(Net):
+    """Forward writes to a parameter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.up.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_a_parameter_that_forward_writes_is_refused():
+    with pytest.raises(PartitionError, match=r"forward writes to the parameter 'up\.weight'"):
+        deepcompile.plan(Changing(), INPUTS, "tp=2", device="cpu")
+
+
+class Branching(Net):
+    """A branch on a tensor and a count of batches, both read by code in eager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_a_branch_on_a_tensor_is_planned():
+    plan = deepcompile.plan(Branching(), INPUTS, "tp=2", device="cpu")
+    assert texts(plan)["up.weight"] != "R"
+
+
+@pytest.mark.parametrize("axes", ["data", ("dp", "data")])
+def test_axes_of_data_that_the_mesh_does_not_have(axes):
+    with pytest.raises(MeshError, match="data_axes names 'data', which is no axis of the mesh"):
+        deepcompile.plan(Net(), INPUTS, "dp=2,tp=2", device="cpu", data_axes=axes)
+
+
+def test_axes_of_data_as_text():
+    plan = deepcompile.plan(Net(), INPUTS, "a=2,tp=2", device="cpu", data_axes="a")
+    assert plan.mesh.data == {"a"}
 
 
 def test_what_does_not_divide_is_told():

@@ -24,7 +24,7 @@ from deepcompile.pipeline.execute import (
     compare_graphs,
     make_inputs,
 )
-from deepcompile.pipeline.instruments import standard_instruments
+from deepcompile.pipeline.instruments import Selection, standard_instruments
 from deepcompile.pipeline.manager import PassManager
 from deepcompile.pipeline.rundir import RunDir
 
@@ -55,7 +55,7 @@ def test_dumper_keeps_each_state(tmp_path: Path) -> None:
 
 
 def test_graph_that_cannot_be_printed_does_not_stop_the_compile(tmp_path: Path) -> None:
-    def unprintable(_: GraphModule) -> str:
+    def unprintable(_: GraphModule, *, kind: str) -> str:
         raise KeyError("no text")
 
     run_dir = RunDir.create(tmp_path)
@@ -64,6 +64,42 @@ def test_graph_that_cannot_be_printed_does_not_stop_the_compile(tmp_path: Path) 
     run = read_run(run_dir.path)
     assert "print-failed" in {e.kind for e in run.events}
     assert "call_function" in (run.graphs[0].states[0].text or "")
+
+
+@pytest.mark.parametrize(
+    ("selection", "texts"),
+    [
+        (Selection(), ["000", "001"]),
+        (Selection("none"), []),
+        (Selection("all"), ["000", "001", "002", "003"]),
+        (Selection("all", passes=re.compile("^copy")), ["000", "003"]),
+        (Selection("all", graphs=re.compile("other")), None),
+    ],
+)
+def test_what_is_kept_can_be_chosen(
+    selection: Selection, texts: list[str] | None, tmp_path: Path
+) -> None:
+    run_dir = RunDir.create(tmp_path)
+    printed: list[GraphModule] = []
+
+    def counted(graph: GraphModule, *, kind: Any) -> str:
+        printed.append(graph)
+        return print_graph(graph, kind=kind)
+
+    instruments = standard_instruments(False, run_dir, counted, selection=selection)
+    passes = [SinToCos(), SinToCos(), Copy()]
+    options = Options(disable=("copy",))
+    PassManager(passes, instruments, options, counters=Counters()).run(graph(), "forward", "g")
+    graphs = read_run(run_dir.path).graphs
+    if texts is None:
+        assert not graphs
+        return
+    assert len(graphs[0].states) == 4
+    kept = [state.path for state in graphs[0].states if state.path is not None]
+    assert [path.name[:3] for path in kept] == texts
+    assert all(path.read_text().startswith("graph forward {") for path in kept)
+    # A state is printed once, however often it is kept.
+    assert len(printed) == len(set(map(id, printed)))
 
 
 def test_inputs_follow_metadata() -> None:
@@ -82,6 +118,30 @@ def test_rounding_is_no_mismatch_but_a_wrong_scale_is() -> None:
     found = compare_graphs(exact, traced(lambda x: x.sum(-1) * 3.01, x))
     assert isinstance(found, Mismatch)
     assert "output 0: values of float32[64] differ" in found.detail
+
+
+def test_what_rounding_becomes_in_a_deep_graph_is_no_mismatch() -> None:
+    """Each of 6 steps makes errors up to 8 times as large."""
+
+    def deep(first: float) -> Callable[[torch.Tensor], Any]:
+        def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = x * first
+            for _ in range(6):
+                y = (y * 8).sin()
+            return x + 1, y
+
+        return run
+
+    x = torch.randn(64)
+    reference = traced(deep(1.0), x)
+    found = compare_graphs(reference, traced(deep(1.0 + 1.2e-7), x))
+    assert isinstance(found, Agreement)
+    assert found.max_error > 1e-3
+    assert isinstance(compare_graphs(reference, traced(deep(1.0 + 1e-5), x)), Mismatch)
+    wrong = traced(lambda x: (x + 1.01, deep(1.0 + 1.2e-7)(x)[1]), x)
+    found = compare_graphs(reference, wrong)
+    assert isinstance(found, Mismatch)
+    assert "output 0" in found.detail
 
 
 def test_nan_and_shape_and_dtype_matter() -> None:

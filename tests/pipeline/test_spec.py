@@ -9,6 +9,7 @@ import pytest
 
 from deepcompile.errors import OptionError, PipelineError
 from deepcompile.options import Options
+from deepcompile.pipeline.plugins import Plugin, Plugins
 from deepcompile.pipeline.registry import Registry
 from deepcompile.pipeline.spec import Pipeline, parse_passes, print_passes
 
@@ -163,9 +164,9 @@ def test_registry_describes_passes() -> None:
 
 
 def test_passes_of_other_packages() -> None:
-    target = f"{__name__}:Fold"
-    registry = Registry({"needed": f"{__name__}:Needed"}, lambda: {"fold": target})
+    plugin = Plugin("fold", f"{__name__}:Fold", "acme 1.0")
+    table = {"needed": f"{__name__}:Needed"}
+    registry = Registry(table, lambda: Plugins({"fold": plugin}))
     assert registry.names() == ("needed", "fold")
     assert parse_passes("fold", registry) == (Fold(),)
-    with pytest.raises(PipelineError, match="already exists"):
-        Registry({"fold": target}, lambda: {"fold": target}).names()
+    assert registry.get("fold").source == "acme 1.0"

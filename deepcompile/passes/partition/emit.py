@@ -157,6 +157,12 @@ class Emitter:
 
     # -- moves ----------------------------------------------------------------------------------
 
+    def strided_as(self, value: Node, node: Node) -> Node:
+        """In memory that lies as that of a marker does, which is in one block."""
+        if value.meta["val"].stride() == node.meta["val"].stride():
+            return value
+        return self.call(aten.clone.default, value, memory_format=torch.contiguous_format)
+
     def launch(self, step: Step, value: Node) -> Node:
         """A step without its end: of a collective, the result before it is there."""
         ranks, group = self.sizes[step.axis], self.groups[step.axis]

@@ -40,11 +40,13 @@ def gathered_whole(graph: Graph) -> Graph:
         if node.target is unshard:
             emit.behalf(node)
             emit.recomputed = str(node.args[1]) in trained
-            copies[node] = _gathered(emit, copies[node.args[0]], spec_of(node))
+            value = _gathered(emit, copies[node.args[0]], spec_of(node))
+            copies[node] = emit.strided_as(value, node)
             emit.recomputed = False
         elif node.target is reshard_grad:
             emit.behalf(node)
-            copies[node] = _reduced(emit, copies[node.args[0]], spec_of(node))
+            value = _reduced(emit, copies[node.args[0]], spec_of(node))
+            copies[node] = emit.strided_as(value, node)
         else:
             copies[node] = result.node_copy(node, copies.__getitem__)
     result.lint()

@@ -94,7 +94,10 @@ class Lowering:
             elif node.op == "output":
                 self._output(node)
             elif node in self._sinks:
-                self._copies[node] = self._gradient(self._sinks[node], tensor_inputs(node)[0])
+                value = self._gradient(self._sinks[node], tensor_inputs(node)[0])
+                # What is behind a marker is taken over with what it says of strides.
+                only_returned = all(user.op == "output" for user in node.users)
+                self._copies[node] = value if only_returned else self.emit.strided_as(value, node)
             elif node in self.sites.by_source:
                 self._parameter(self.sites.by_source[node], self._copied(node.args[0]))
             elif node.target is operator.getitem and not self._is_kept(node):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.errors import PartitionError
+from deepcompile.ir.graph_types import dtype_name, expression
 from deepcompile.ir.placements import Shard, placements_text
 from deepcompile.passes.partition.sites import Parameter, Sites
 
@@ -51,6 +53,38 @@ def plan_of(graph: Graph) -> str:
         for spec in specs
     )
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] if texts else ""
+
+
+@dataclass(frozen=True)
+class CommonInputs:
+    """What ranks of a tensor axis are given alike: types and shapes, with `;` between tensors."""
+
+    group: str
+    dtypes: str
+    shapes: str
+
+
+def common_inputs(graph: Graph) -> tuple[CommonInputs, ...]:
+    """Of each tensor axis; of the tensors that are no parameters. A marked graph's, not lowered."""
+    sources = graph.find_nodes(op="call_function", target=unshard)
+    if not sources:
+        return ()
+    held = _before(sources)
+    values = [
+        node.meta.get("val")
+        for node in graph.find_nodes(op="placeholder")
+        if node not in held and not str(node.target).startswith("tangents")
+    ]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if not tensors:
+        return ()
+    dtypes = ";".join(dtype_name(tensor.dtype) for tensor in tensors)
+    shapes = ";".join(", ".join(str(expression(n)) for n in tensor.shape) for tensor in tensors)
+    return tuple(
+        CommonInputs(axis.group, dtypes, shapes)
+        for axis in spec_of(sources[0]).axes
+        if axis.size > 1 and not axis.is_data
+    )
 
 
 def gather_again(graph: Graph) -> None:

@@ -61,16 +61,15 @@ def axes_of(text: str) -> tuple[MarkerAxis, ...]:
     return tuple(axes)
 
 
-def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> int:
-    """Put markers of replicated parameters around inputs that stay where they are; how many.
+def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> tuple[int, ...]:
+    """Put markers of replicated parameters around inputs that stay where they are.
 
     Changes `graph`, joint or without gradients. Inputs that are written to stay as they are.
+
+    Returns:
+        Positions among the inputs of those whose gradients are averaged.
     """
-    placeholders = [
-        node
-        for node in graph.find_nodes(op="placeholder")
-        if not str(node.target).startswith("tangents")
-    ]
+    placeholders = given_inputs(graph)
     output = graph.output_node()
     (returned,) = output.args
     assert isinstance(returned, tuple | list)
@@ -80,13 +79,12 @@ def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> int:
     anchor = placeholders[-1].next if placeholders else output
     while anchor.op == "placeholder":
         anchor = anchor.next
-    found = 0
+    averaged: list[int] = []
     for number, node in enumerate(placeholders):
-        value = node.meta.get("val")
+        value = node.meta["val"]
         name = static_name(node)
         if name is None or not _can_be_shared(node, value):
             continue
-        found += 1
         shape = tuple(int(size) for size in value.shape)
         spec = str(MarkerSpec(shape, (REPLICATE,) * len(axes), axes, name))
         readers = list(node.users)
@@ -96,8 +94,18 @@ def mark_whole(graph: Graph, axes: tuple[MarkerAxis, ...]) -> int:
         place = first_gradient + number
         if place < len(results) and isinstance(gradient := results[place], Node):
             results[place] = _call(graph, output, reshard_grad, gradient, spec)
+            averaged.append(number)
     output.args = (tuple(results) if isinstance(returned, tuple) else results,)
-    return found
+    return tuple(averaged)
+
+
+def given_inputs(graph: Graph) -> list[Node]:
+    """The inputs of the traced function, in order: all but the tangents of a joint graph."""
+    return [
+        node
+        for node in graph.find_nodes(op="placeholder")
+        if not str(node.target).startswith("tangents")
+    ]
 
 
 def _can_be_shared(node: Node, value: object) -> bool:

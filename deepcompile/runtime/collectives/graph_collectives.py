@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from deepcompile.ir.graph_types import dtype_name, expression
 from deepcompile.ir.origins import origin_of
-from deepcompile.passes.partition.marked import axes_of_marker, is_marker, spec_of
+from deepcompile.passes.partition.marked import CommonInputs, axes_of_marker, is_marker, spec_of
 from deepcompile.runtime.collectives.fingerprint import CollectiveEntry, Fingerprint
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd")
@@ -33,6 +33,7 @@ def fingerprint_of(
     plan: str,
     members_of: Callable[[Any], tuple[int, ...]],
     label_of: Callable[[Node], str] | None = None,
+    common: Sequence[CommonInputs] = (),
 ) -> Fingerprint:
     """The collectives of a graph in the order of its nodes, which must be the order they run in.
 
@@ -43,8 +44,12 @@ def fingerprint_of(
         members_of: global ranks of a group, given as the graph holds it: a name, or with newer
             torch a process group. Names depend on the rank and are no part of the result.
         label_of: of a collective's node; by default the user's line, without the folder.
+        common: what ranks of an axis are given alike, in front of the collectives.
     """
-    entries: list[CollectiveEntry] = []
+    entries = [
+        CollectiveEntry("inputs", "", given.dtypes, given.shapes, tuple(members_of(given.group)))
+        for given in common
+    ]
     for node in graph_module.graph.nodes:
         op = _collective(node)
         if is_marker(node):

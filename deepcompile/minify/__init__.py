@@ -1,0 +1,1 @@
+"""Making a small stand-alone script that fails as a model does."""
