@@ -20,6 +20,7 @@ from deepcompile.ir.graph_printer import KIND
 from deepcompile.ir.graph_types import OPAQUE, SymbolTable
 from deepcompile.ir.kernel_op_text import KernelReader
 from deepcompile.ir.node_attributes import parse_attributes
+from deepcompile.ir.origins import trace_of
 
 
 class UnboundKernel:
@@ -57,7 +58,7 @@ def parse_graph(
 
 
 _HEADER = re.compile(r"graph (?:@([\w.]+) )?(?:(joint|forward|backward|inference) )?{")
-_ORIGIN = re.compile(r"(.+):(\d+)")
+_ORIGIN = re.compile(r'([^"]+):(\d+)')
 _STATEMENT = re.compile(r"%([\w.]+)\s*(?::\s*)?")
 _NUMBER = re.compile(r"-?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
@@ -439,7 +440,7 @@ def _origin(comment: str | None) -> dict[str, str]:
     """The metadata by which passes keep the user's line: like that of a traced node."""
     found = _ORIGIN.fullmatch(comment) if comment else None
     if found is not None:
-        return {"stack_trace": f'  File "{found[1]}", line {found[2]}, in text\n'}
+        return {"stack_trace": trace_of(found[1], found[2])}
     return {"origin": comment} if comment else {}
 
 

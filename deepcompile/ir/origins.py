@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_READ = 'File "{}", line {}, in text\n'
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _DEMO = os.path.join(_OWN, "demo", "")
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -25,18 +26,28 @@ def origin_of(node: Node) -> str | None:
     if isinstance(known, str):
         return known
     trace = node.meta.get("stack_trace")
-    return _origin_in(trace) if trace else None
+    if not trace or (found := _frame_in(trace)) is None:
+        return None
+    path, line = found
+    as_read = trace.endswith(_READ.format(path, line))
+    return f"{path if as_read else _shown(path)}:{line}"
+
+
+def trace_of(path: str, line: str) -> str:
+    """A stack trace of which `origin_of` gives `path:line` as it is, whatever the directory."""
+    return "  " + _READ.format(path, line)
 
 
 @functools.lru_cache(maxsize=4096)
-def _origin_in(trace: str) -> str | None:
-    frames = _FRAME.findall(trace)
+def _frame_in(trace: str) -> tuple[str, str] | None:
+    frames: list[tuple[str, str]] = _FRAME.findall(trace)
     for path, line in reversed(frames):
         if path.startswith(_DEMO) or not path.startswith((_OWN, _TORCH, "<")):
-            return f"{_shown(path)}:{line}"
-    return f"{_shown(frames[-1][0])}:{frames[-1][1]}" if frames else None
+            return path, line
+    return frames[-1] if frames else None
 
 
 def _shown(path: str) -> str:
+    # Asked each time: a process may change its directory between two graphs.
     here = os.getcwd() + os.sep
     return path.removeprefix(here)

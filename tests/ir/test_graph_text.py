@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -380,6 +381,24 @@ def test_wrong_kernels_name_the_line(old: str, new: str, line: int, message: str
     with pytest.raises(IRSyntaxError, match=message) as caught:
         parse_graph(KERNELS.replace(old, new))
     assert caught.value.line == line
+
+
+def test_origins_follow_the_directory_and_those_of_a_text_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in CI: a line first met in one directory was shown as from there ever after."""
+    graph = Graph()
+    graph.placeholder("x").meta["stack_trace"] = f'  File "{tmp_path}/src/model.py", line 3, in f'
+    graph.output(())
+    texts = {}
+    for folder in (tmp_path.parent, tmp_path, tmp_path / "src"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        texts[folder] = print_graph(GraphModule(nn.Module(), graph))
+    places = [text.split("# ")[1].split()[0] for text in texts.values()]
+    assert places == [f"{tmp_path.name}/src/model.py:3", "src/model.py:3", "model.py:3"]
+    for text in (*texts.values(), texts[tmp_path].replace("src/", f"{tmp_path}/src/")):
+        assert print_graph(parse_graph(text)) == text
 
 
 def test_origin_is_the_users_line() -> None:
