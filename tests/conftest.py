@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bless", action="store_true", help="rewrite golden texts; review them as a diff"
     )
+
+
+# pytest 9 captures loggers that do not propagate, too. torch's structured trace is one, and it
+# prints every graph, guard and frame as soon as somebody listens, which takes a while. pytest's
+# own hooks, which attach the handlers, are around these.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _leave_the_trace_of_torch_alone()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _leave_the_trace_of_torch_alone()
+
+
+def _leave_the_trace_of_torch_alone() -> None:
+    trace = logging.getLogger("torch.__trace")
+    for handler in list(trace.handlers):
+        if type(handler).__module__ == "_pytest.logging":
+            trace.removeHandler(handler)
 
 
 @pytest.fixture

@@ -17,13 +17,12 @@ from deepcompile.errors import PartitionError, nearest
 from deepcompile.ir.mesh import Mesh
 from deepcompile.ir.placements import (
     REPLICATE,
-    Partial,
     Placements,
-    Shard,
     parse_placements,
     placements_text,
 )
 from deepcompile.options import Options, parse_size
+from deepcompile.parallel import shares
 from deepcompile.parallel.tracing import trace
 from deepcompile.passes.partition.decide import Question
 from deepcompile.passes.partition.options import fits
@@ -201,21 +200,13 @@ def _checked(name: str, shape: tuple[int, ...], value: Any, mesh: Mesh) -> Place
         placements = parse_placements(value) if isinstance(value, str) else tuple(value)
     except (TypeError, ValueError) as error:
         raise PartitionError(f"the constraint on {name!r}: {error}") from None
-    if len(placements) != len(mesh.sizes):
+    try:
+        shares.checked(name, shape, placements, mesh.axes)
+    except PartitionError as error:
+        raise PartitionError(f"constraints: {error}") from None
+    if not fits(shape, placements, mesh.sizes):
         raise PartitionError(
-            f"the constraint on {name!r}: {placements_text(placements)!r} are {len(placements)} "
-            f"placements for the {len(mesh.sizes)} axes of {mesh}"
+            f"constraints: {name!r} is placed {placements_text(placements)}, which shards one "
+            "dimension by several axes of the mesh in pieces; shard another, or without pieces"
         )
-    for axis, placement in enumerate(placements):
-        if isinstance(placement, Partial):
-            raise PartitionError(f"the constraint on {name!r}: a parameter is not {placement}")
-        if isinstance(placement, Shard) and placement.dim >= len(shape):
-            raise PartitionError(
-                f"the constraint on {name!r}: {shape} has no dimension {placement.dim}"
-            )
-        if isinstance(placement, Shard) and not fits(shape, placements, mesh.sizes):
-            raise PartitionError(
-                f"the constraint on {name!r}: {placement} on {mesh.axes[axis][0]} does not divide "
-                f"{shape} by {mesh.sizes[axis]}"
-            )
     return placements

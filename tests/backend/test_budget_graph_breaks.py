@@ -117,6 +117,7 @@ def test_a_budget_that_is_not_needed_compiles_each_graph_once() -> None:
     assert not any(report.replanned or report.planned for report in record.budgets)
 
 
+@pytest.mark.slow
 def test_a_forward_keeps_the_backward_that_it_was_compiled_with() -> None:
     """The third forward replaces the programs of the second, whose backward comes later."""
     module, x = Broken(), rows(count=512)

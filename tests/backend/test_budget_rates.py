@@ -32,6 +32,7 @@ def measured(slower: float) -> Measured:
     )
 
 
+@pytest.mark.slow
 def test_measured_rates_are_those_of_the_plan(tmp_path: Path) -> None:
     module, x = blocks(), rows()
     options = {"cache_dir": str(tmp_path), "rates": "auto", "memory_budget": smallest(module, x)}

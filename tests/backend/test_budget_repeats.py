@@ -176,6 +176,7 @@ def test_steps_that_fit_in_no_plan_are_refused_with_the_smallest_budget(least: i
         assert refused.value.smallest == least
 
 
+@pytest.mark.slow
 def test_one_block_in_a_loop_has_its_parameters_once(least: int) -> None:
     budget = least_of(looped())
     parameters = sum(p.nbytes for p in Block(64).parameters())

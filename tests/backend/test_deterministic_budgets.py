@@ -92,6 +92,7 @@ def test_norms_attention_and_dropout() -> None:
     check_same_bits(normed(2), torch.randn(2, 100, 72), shares=(0.15,))
 
 
+@pytest.mark.slow
 def test_bf16_rounds_as_if_everything_were_stored() -> None:
     check_same_bits(blocks(drop=0.2).bfloat16(), rows().bfloat16(), shares=(0.15,))
 

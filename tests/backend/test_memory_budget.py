@@ -189,6 +189,7 @@ def test_inference_needs_no_plan(no_grad: Callable[[], Any]) -> None:
     assert not record.budgets
 
 
+@pytest.mark.slow
 def test_parameters_of_bf16() -> None:
     # Kernels that compute a value again do not round it on the way, as storing it would have.
     module, x = blocks().bfloat16(), rows().bfloat16()
@@ -202,6 +203,7 @@ def test_dropout_by_counters() -> None:
     assert check_smallest_budget(blocks(drop=0.3), rows()).planned is not None
 
 
+@pytest.mark.slow
 def test_dropout_of_torch_in_groups_of_layers() -> None:
     """A group computes what one layer hands to the next again, but no mask."""
     report = check_smallest_budget(blocks(6, drop=0.3), rows(), rng="eager")
@@ -284,6 +286,7 @@ def test_the_error_reaches_the_user_without_strict() -> None:
         compiled(rows())
 
 
+@pytest.mark.slow
 def test_reports_as_events() -> None:
     module, x = blocks(), rows()
     budget = smallest(module, x)

@@ -85,7 +85,12 @@ def test_the_host_keeps_tensors_bit_by_bit(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("compress", "forms"), [(True, {"bf16", "int8"}), (2.0**-8, {"bf16"}), (2.0**-4, {*LOSSY})]
+    ("compress", "forms"),
+    [
+        (True, {"bf16", "int8"}),
+        pytest.param(2.0**-8, {"bf16"}, marks=pytest.mark.slow),
+        pytest.param(2.0**-4, {*LOSSY}, marks=pytest.mark.slow),
+    ],
 )
 def test_fewer_bits_stay_within_the_error_that_was_allowed(
     made: Any, compress: Any, forms: set[str]
@@ -251,6 +256,7 @@ def test_a_mix_of_forms_is_quicker_than_any_alone() -> None:
     assert len(forms_used) > 1
 
 
+@pytest.mark.slow
 def test_a_plan_with_other_forms_is_a_plan_file(made: Any, tmp_path: Path) -> None:
     model, x, _, budget = made
     _, report = step(model, x, memory_budget=budget, compress=True, offload="on")

@@ -179,6 +179,7 @@ def test_nothing_touches_a_buffer_between_start_and_wait(model: nn.Module, x: Te
             assert buffer.role == "in" or slot not in restored
 
 
+@pytest.mark.slow
 def test_the_simulation_counts_a_tensor_from_the_start_of_its_copy(
     model: nn.Module, x: Tensor
 ) -> None:
@@ -235,6 +236,7 @@ def test_kernels_in_triton(late: Late) -> None:
     assert max(wait - start for _, start, wait in copies(backward_of(record))) > 1
 
 
+@pytest.mark.slow
 def test_decisions_say_how_far_ahead_and_what_is_exposed(model: nn.Module, x: Tensor) -> None:
     _, record = train(model, x, memory_budget=tight(model, x), offload="on")
     (report,) = record.budgets
@@ -276,6 +278,7 @@ def test_a_slower_link_makes_slower_plans(
     assert seconds[0] > 2 * seconds[2]
 
 
+@pytest.mark.slow
 def test_copies_start_at_once_where_programs_have_no_room_for_them_earlier(
     model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

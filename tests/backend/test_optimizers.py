@@ -60,6 +60,9 @@ FUSED: dict[str, Make] = {
     "sgd": lambda p: SGD(p, lr=0.1, momentum=0.9, fused=True),
 }
 
+QUICK = ("adamw", "adamw-tensor-lr", "adamw-foreach", "sgd-nesterov", "lion", "adagrad")
+"""Rules that run by default; the others are slow."""
+
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
@@ -108,7 +111,10 @@ def compare(make: Make, *, method: bool, dtype: torch.dtype = torch.float32) -> 
     return record
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=[pytest.mark.slow] * (rule not in QUICK)) for rule in RULES],
+)
 def test_a_compiled_step_equals_eager(rule: str) -> None:
     record = compare(RULES[rule], method=True)
     # One for the first step, and one for all after it: other rates, and a momentum that is there.
@@ -149,6 +155,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_code_does_not_depend_on_the_number_of_parameters() -> None:
     sources = []
     for count in (3, 40):

@@ -301,6 +301,7 @@ def test_a_fallback_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
 
     for level, said in (("warning", False), ("info", True)):
         caplog.clear()
+        caplog.set_level(0, "deepcompile")  # which puts it back as it was, too
         compiler = _Compiler(Options(log_level=level))
         caplog.handler.setLevel("DEBUG")
         compiler.note("fallback", reason="a test")

@@ -123,6 +123,7 @@ def test_what_the_budget_leaves_out_is_named(tmp_path: Path) -> None:
     assert suite.data["complete"] is False
 
 
+@pytest.mark.slow
 def test_a_broken_device_ends_the_process_and_the_next_leaves_the_culprit_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

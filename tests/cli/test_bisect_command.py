@@ -146,6 +146,7 @@ def test_a_planted_bug_is_found() -> None:
     assert ran.document["confirmed"]
 
 
+@pytest.mark.slow
 def test_a_planted_bug_becomes_a_small_script(tmp_path: Path) -> None:
     ran = minified(TINY, str(tmp_path), "--no-isolate")
     assert ran.status == 0, ran.said

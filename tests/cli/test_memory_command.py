@@ -106,6 +106,7 @@ def test_a_pin_that_cannot_be_met_is_refused(budgets: tuple[int, int], tmp_path:
         step(memory_plan=str(file))
 
 
+@pytest.mark.slow
 def test_a_plan_for_another_graph_is_told(budgets: tuple[int, int], tmp_path: Path) -> None:
     _, report = step(memory_budget=budgets[0])
     plan = report.plan.to_dict() | {"graph": "another"}

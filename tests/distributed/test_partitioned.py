@@ -767,8 +767,10 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, dict[int, str]]:
 
 
 SLOW = (
-    with_a_memory_budget, with_a_tight_memory_budget, parts_of_a_model, fallback, pass_fails,
-    pass_left_out, longer_batches, verified,
+    experts, data_parallel, sharded_data_parallel,
+    with_a_memory_budget, with_a_tight_memory_budget, inference, parts_of_a_model, shared_work,
+    gradients_of_eager_code, cannot_be_captured, fallback, pass_fails, pass_left_out,
+    longer_batches, verified,
 )  # fmt: skip
 
 

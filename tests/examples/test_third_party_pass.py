@@ -74,7 +74,9 @@ def test_it_is_listed_by_its_name_without_torch(installed: Path, tmp_path: Path)
     assert found["torch"] is False
 
 
-@pytest.mark.parametrize(("options", "folded"), [("", 3), ("{rounding=false}", 2)])
+@pytest.mark.parametrize(("options", "folded"), [
+    ("", 3), pytest.param("{rounding=false}", 2, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_it_runs_where_the_pipeline_names_it(
     options: str, folded: int, installed: Path, tmp_path: Path
 ) -> None:

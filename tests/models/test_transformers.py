@@ -147,7 +147,8 @@ CASES = [
     Case("t5", "T5Config", "T5ForConditionalGeneration", T5, pairs),
     Case("vit", "ViTConfig", "ViTForImageClassification", VISION | {"num_labels": 5}, images),
     Case("whisper", "WhisperConfig", "WhisperForConditionalGeneration", BART | {
-        "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}, speech),
+        "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}, speech,
+         slow=True),
     Case("clip", "CLIPConfig", "CLIPModel", {
         "text_config": ENCODER | {"eos_token_id": 2, "bos_token_id": 1, "projection_dim": 16},
         "vision_config": VISION | {"projection_dim": 16}, "projection_dim": 16}, images_and_text,

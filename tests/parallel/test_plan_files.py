@@ -265,6 +265,35 @@ def test_bad_usage_of_planning(more, says, factory, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("mesh", "constraints", "says"),
+    [
+        (
+            "tp=5",
+            {"up.weight": "S(1)"},
+            r"dimension 1 of 'up\.weight' has 8 elements, which 5 ranks of axis 'tp' cannot share "
+            r"equally; the nearest size that works is 10, or replicate it",
+        ),
+        ("tp=2", {"up.weight": "S(2)"}, r"'up\.weight' of shape \(\d+, 8\) has no dimension 2"),
+        (
+            "tp=2",
+            {"up.weight": "S(0) R"},
+            r"'up\.weight' has 2 placements; it needs one for .*: tp",
+        ),
+        ("tp=2", {"up.weight": "P(sum)"}, r"'up\.weight' is placed P\(sum\), which a parameter"),
+        ("tp=2", {"up.weight": "X(0)"}, r"the constraint on 'up\.weight'.*X"),
+        (
+            "tp=2",
+            {"up.*": "S(0)", "up.weight": "R"},
+            r"constraints on 'up\.weight' contradict each",
+        ),
+    ],
+)
+def test_constraints_that_cannot_be_met(mesh, constraints, says):
+    with pytest.raises(PartitionError, match=says):
+        deepcompile.plan(Net(), INPUTS, mesh, constraints=constraints, device="cpu")
+
+
 def test_planning_takes_modules(factory, capsys):
     assert run(["sharding", "plan", "model.py:function", "--mesh", "2"]) is Exit.USAGE
     assert "makes no torch.nn.Module" in capsys.readouterr().err

@@ -397,7 +397,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "bert-dynamic")) for n in MODELS]
+)
 def test_graphs_of_models_keep_every_bit(name, capture, apply_pass, assert_same_bits):
     case = MODELS[name]
     recorded = capture(Canonicalise(), joint=Canonicalise())

@@ -108,6 +108,7 @@ def test_an_installed_pass_is_listed_without_torch(site: Path) -> None:
     assert document["problems"] == []
 
 
+@pytest.mark.slow
 def test_an_installed_pass_is_shown_and_runs(site: Path) -> None:
     done = deepcompile(site, "passes", "show", "sine-to-cosine")
     assert done.returncode == 0, done.stderr

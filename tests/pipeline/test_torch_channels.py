@@ -68,10 +68,11 @@ def trace() -> Iterator[Trace]:
 
 @pytest.fixture(autouse=True)
 def own_levels() -> Iterator[None]:
-    """Levels and handlers of our loggers as they were."""
+    """Levels of our loggers by default, and they and handlers as they were afterwards."""
     torch._dynamo.reset()
     loggers = [logging.getLogger(n) for n in ("deepcompile", "deepcompile.passes")]
     before = [(log.level, list(log.handlers)) for log in loggers]
+    torch_logs.set_levels(Options())
     yield
     for log, (level, handlers) in zip(loggers, before, strict=True):
         log.setLevel(level)

@@ -75,6 +75,7 @@ def test_no_compiler_at_all(tmp_path: Path):
     assert "{False} 4 graphs" in text
 
 
+@pytest.mark.slow
 def test_a_compiler_that_always_fails(tmp_path: Path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'error: license expired' >&2\nexit 3\n")
@@ -90,6 +91,7 @@ def test_a_file_that_is_no_program(tmp_path: Path):
 
 
 @pytest.mark.skipif(shutil.which("env") is None, reason="needs env")
+@pytest.mark.slow
 def test_a_compiler_behind_a_launcher(tmp_path: Path):
     """`CXX="ccache g++"` is two words."""
     assert "{True} 4 graphs" in run(tmp_path, CXX="env g++")

@@ -110,8 +110,19 @@ def tables(record: Recording) -> list[int]:
     return [len(graph.kernels) for graph in record.graphs]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        pytest.param(
+            rule,
+            dtype,
+            marks=[pytest.mark.slow] * (rule != "adamw" and dtype != torch.float32),
+            id=f"{rule}-{dtype}",
+        )
+        for rule in RULES
+        for dtype in TOLERANCE
+    ],
+)
 def test_a_step_equals_eager_and_cpp(rule: str, dtype: torch.dtype) -> None:
     results = []
     for codegen in (None, "triton", "cpp"):
@@ -235,6 +246,7 @@ def counters():
 """
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_gets_tables_too(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(COUNTERS)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -129,6 +129,7 @@ def test_megatron_given_as_constraints_costs_no_less() -> None:
 
 
 @pytest.mark.parametrize("fixed", ["*.q.weight", "*.down.weight", "head.weight"])
+@pytest.mark.slow
 def test_constraints_never_make_a_plan_quicker(fixed: str) -> None:
     sites = decoder(DecoderSizes(layers=1))
     free = plan(sites, "tp=8", limit=math.inf).choice.solution

@@ -110,7 +110,15 @@ def captured(name: str) -> GraphModule:
     return joint
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] * (name in ("images", "decoder of native groups"))
+        )
+        for name in MODELS
+    ],
+)
 def test_any_plan_computes_what_one_device_does(name: str) -> None:
     joint = captured(name)
     values, sites = inputs_like(joint, 8), sites_of(joint)

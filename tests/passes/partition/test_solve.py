@@ -182,6 +182,7 @@ def test_the_cheapest_of_all_where_moves_are_a_network(problem: Problem) -> None
 @seed(0)
 @settings(max_examples=100, deadline=None, database=None)
 @given(problems(repeats=3))
+@pytest.mark.slow
 def test_moves_that_are_not_shared_cost_more_and_parts_of_them_less(problem: Problem) -> None:
     problem = closed(replace(problem, alike=(), rows=()))
     problem = replace(problem, costs=[np.where(np.isfinite(c), c, 100.0) for c in problem.costs])
