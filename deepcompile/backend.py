@@ -28,7 +28,7 @@ from .cache_dir import cache_dir
 from .capture.aot import compile_through_aot, interpret
 from .capture.graph_breaks import end_of
 from .capture.opaque_inputs import without_opaque_inputs
-from .capture.torch_private import exceptions_meant_for_dynamo
+from .capture.torch_private import exceptions_meant_for_dynamo, input_names
 from .codegen.batch import CannotTabulate, tabular_kernels
 from .codegen.cpp_program import emit_program
 from .codegen.program import CannotCompile, ProgramSpec, make_program
@@ -157,7 +157,7 @@ class _Compiler:
 
     def capture(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Through AOTAutograd, back into `run_joint_passes` and `compile_graph`."""
-        self.on_mesh = OnMesh(self.options, example_inputs)
+        self.on_mesh = OnMesh(self.options, example_inputs, input_names(gm))
         joint = f"g{self.number}_joint"
         began, start = time.time(), time.perf_counter()
         compiled = compile_through_aot(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.fx import GraphModule
 
 from .capture.torch_private import modules_in_reach
 from .ir.collectives import communicates
 from .options import Options
-from .passes.partition.marked import CommonInputs, common_inputs, has_markers, plan_of
+from .passes.partition.marked import CommonInput, common_inputs, has_markers, plan_of
 from .passes.partition.plain import axes_of, given_inputs, mark_whole
 from .runtime.collectives.agreement import agreed_in_world
 from .runtime.collectives.eager_gradients import GraphParameters
 from .runtime.collectives.graph_collectives import fingerprint_of
 from .runtime.collectives.start import members_of
+
+_LOCAL = re.compile(r"^L\['(\w+)'\]")
+"""What Dynamo calls an argument."""
 
 
 class OnMesh:
@@ -25,13 +30,21 @@ class OnMesh:
     Args:
         options: of the compile; `mesh` puts whole parameters on a mesh.
         example_inputs: of Dynamo's graph.
+        names: what the user calls them.
     """
 
-    def __init__(self, options: Options, example_inputs: Sequence[Any]) -> None:
+    def __init__(
+        self, options: Options, example_inputs: Sequence[Any], names: Sequence[str] = ()
+    ) -> None:
         self._options = options
+        self._names = [
+            _LOCAL.sub(r"\1", name)
+            for name, value in zip(names, example_inputs, strict=False)
+            if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+        ]
         self._parameters = GraphParameters(example_inputs)
         self._plan = ""
-        self._common: tuple[CommonInputs, ...] = ()
+        self._common: tuple[CommonInput, ...] = ()
 
     def enter(self, gm: GraphModule) -> bool:
         """Mark whole parameters where the option says so; whether the graph is on a mesh.
@@ -44,7 +57,7 @@ class OnMesh:
             count = len(given_inputs(gm.graph))
             of_data = tuple((a.group, a.size) for a in axes if a.is_data and a.size > 1)
             self._parameters.watch(modules_in_reach(), of_data, averaged, count)
-        self._plan, self._common = plan_of(gm.graph), common_inputs(gm.graph)
+        self._plan, self._common = plan_of(gm.graph), common_inputs(gm.graph, self._names)
         return has_markers(gm.graph)
 
     def run(

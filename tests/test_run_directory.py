@@ -251,6 +251,7 @@ def test_two_processes_at_once_and_then_a_cache_hit(folder: Path):
     assert (root / "latest").read_text().strip() in {r.name for r in runs}
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_of_an_error_says_so(folder: Path):
     root = folder / "crash"
     finish(start(folder, MODEL + CRASH, str(root)), code=1)

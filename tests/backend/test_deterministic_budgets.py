@@ -97,6 +97,7 @@ def test_bf16_rounds_as_if_everything_were_stored() -> None:
     check_same_bits(blocks(drop=0.2).bfloat16(), rows().bfloat16(), shares=(0.15,))
 
 
+@pytest.mark.slow
 def test_products_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor where a table chooses between libraries."""
     monkeypatch.setattr("deepcompile.cost.gemm.processor_vendor", lambda: "AuthenticAMD")

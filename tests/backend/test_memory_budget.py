@@ -170,6 +170,7 @@ def test_the_state_of_the_optimizer_counts() -> None:
     assert smallest(module, x, optimizer_bytes=0) == smallest(module, x) - 8 * trained
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_optimizer_state() -> None:
     module, x = blocks(), rows()
     for number, parameter in enumerate(module.parameters()):
@@ -271,11 +272,13 @@ def test_tied_embeddings() -> None:
     check_smallest_budget(Tied(), torch.randint(128, (4, 64)))
 
 
+@pytest.mark.slow
 def test_buffers_that_forward_overwrites() -> None:
     check_smallest_budget(Moving(), rows())
 
 
-@pytest.mark.parametrize("rng", [pytest.param("philox", marks=pytest.mark.slow), "eager"])
+@pytest.mark.slow
+@pytest.mark.parametrize("rng", ["philox", "eager"])
 def test_a_function_with_a_gradient_of_its_own(rng: str) -> None:
     check_smallest_budget(WithFunction(), rows(), rng=rng)
 

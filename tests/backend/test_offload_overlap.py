@@ -206,6 +206,7 @@ def test_the_simulation_counts_a_tensor_from_the_start_of_its_copy(
             assert ends.get(step.args[1].slot, at) >= at
 
 
+@pytest.mark.slow
 def test_backward_may_run_more_than_once(model: nn.Module, x: Tensor, late: Late) -> None:
     expected, _ = train(model, x, runs=2)
     found, _ = train(model, x, runs=2, memory_budget=tight(model, x), offload="on")
@@ -250,6 +251,7 @@ def test_decisions_say_how_far_ahead_and_what_is_exposed(model: nn.Module, x: Te
             assert row.ahead == row.exposed == 0
 
 
+@pytest.mark.slow
 def test_explain_prints_it(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = tight(model, x)
     torch._dynamo.reset()

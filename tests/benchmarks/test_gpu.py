@@ -96,6 +96,7 @@ def _measured(session: Session, suite: str) -> set[str]:
     return {entry["contender"] for entry in session.report.data["suites"][suite]["measurements"]}
 
 
+@pytest.mark.slow
 def test_a_failure_is_recorded_and_stops_nothing(tmp_path: Path) -> None:
     session = _session(None, tmp_path)
     suite = session.report.suite("suite")

@@ -275,6 +275,7 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
         torch.compile(lambda x: x.sin() + 3, backend="deepep", options=options)(torch.ones(3))
 
 
+@pytest.mark.slow
 def test_the_number_of_distinct_kernels_does_not_grow_with_depth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -167,6 +167,7 @@ def test_products_and_sums_are_contracted_where_a_schedule_says_so(tmp_path: Pat
     _without_the_interpreter(_CONTRACT, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_written_as_loops_compiles_for_a_gpu(tmp_path: Path) -> None:
     cases = ["digamma:f32", "i0e:f32", "i1e:f64", "gcd:i32", "gcd:i64", "lcm:i64"]
     _without_the_interpreter(_COMPILE, tmp_path, *cases)

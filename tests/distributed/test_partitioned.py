@@ -688,14 +688,25 @@ def verified_to_be_wrong(rank: int) -> None:
         Emitter.launch, Emitter.finish = launch, finish  # type: ignore[method-assign]
 
 
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+
+    def forward(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.up(rows * scale)
+
+
 def inputs_that_differ(rank: int) -> None:
     """The last case: ranks that have raised are counted as gone. Neither has run these before."""
     torch._dynamo.reset()
     # Nothing but its parameters moves, and those are alike on both ranks.
-    model = deepcompile.parallelize(nn.Linear(8, 8), RANKS, plan={"weight": "S(0)"})
+    model = deepcompile.parallelize(Rows(), RANKS, plan={"up.weight": "S(0)"})
     run = torch.compile(model, backend="deepep")
-    with pytest.raises(RankError, match=r"inputs f32\[10, 8\] against inputs f32\[12, 8\]"):
-        run(torch.ones(10 + 2 * rank, 8))
+    line = r"`rows in test_partitioned\.py:\d+`"
+    says = rf"input f32\[10, 8\] {line} against input f32\[12, 8\] {line}"
+    with pytest.raises(RankError, match=says):
+        run(torch.ones(10 + 2 * rank, 8), torch.ones(8))
     store = dist.distributed_c10d._get_default_store()  # in the process of rank 0
     store.set(f"raised/{rank}", "")
     store.wait([f"raised/{other}" for other in range(RANKS)], timedelta(seconds=20))
@@ -769,8 +780,8 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, dict[int, str]]:
 SLOW = (
     experts, data_parallel, sharded_data_parallel,
     with_a_memory_budget, with_a_tight_memory_budget, inference, parts_of_a_model, shared_work,
-    gradients_of_eager_code, cannot_be_captured, fallback, pass_fails, pass_left_out,
-    longer_batches, verified,
+    whole_parameters, gradients_of_eager_code, cannot_be_captured, fallback, pass_fails,
+    pass_left_out, longer_batches, verified,
 )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ T5: dict[str, Any] = {
 CASES = [
     Case("gpt2", "GPT2Config", "GPT2LMHeadModel", {
         "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4,
-        "bos_token_id": 1, "eos_token_id": 2}, text),
+        "bos_token_id": 1, "eos_token_id": 2}, text, slow=True),
     Case("llama", "LlamaConfig", "LlamaForCausalLM", DECODER, text),
     Case("qwen3", "Qwen3Config", "Qwen3ForCausalLM", DECODER | {"head_dim": 8}, text, slow=True),
     Case("gemma2", "Gemma2Config", "Gemma2ForCausalLM", DECODER | {

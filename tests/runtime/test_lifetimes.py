@@ -158,6 +158,7 @@ class TestResults:
         compiled(torch.randn(4, 4), torch.randn(4, 4), torch.randn(4, 4))
         torch.testing.assert_close(compiled(x, x, x.T), f(x, x, x.T))
 
+    @pytest.mark.slow
     def test_sizes_that_change(self) -> None:
         model = Attention(8, 2)
         compiled = torch.compile(model, backend="deepep", dynamic=True)

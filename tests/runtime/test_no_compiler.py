@@ -83,6 +83,7 @@ def test_a_compiler_that_always_fails(tmp_path: Path):
     assert "{False} 4 graphs" in run(tmp_path, CXX=str(broken))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_program(tmp_path: Path):
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF nonsense")

@@ -155,6 +155,7 @@ def test_updates_that_reduce_have_kernels_of_their_own_and_are_right() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_code_and_launches_do_not_depend_on_the_number_of_parameters() -> None:
     texts = []
     for count in (2, 30):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import basename
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.errors import PartitionError
 from deepcompile.ir.graph_types import dtype_name, expression
+from deepcompile.ir.origins import origin_of
 from deepcompile.ir.placements import Shard, placements_text
 from deepcompile.passes.partition.sites import Parameter, Sites
 
@@ -56,35 +58,56 @@ def plan_of(graph: Graph) -> str:
 
 
 @dataclass(frozen=True)
-class CommonInputs:
-    """What ranks of a tensor axis are given alike: types and shapes, with `;` between tensors."""
+class CommonInput:
+    """A tensor that the ranks of a tensor axis are given alike.
+
+    Attributes:
+        group: of the axis.
+        dtype, shape: as a fingerprint has them.
+        label: what the user calls it and the line that reads it first, as far as they are known.
+    """
 
     group: str
-    dtypes: str
-    shapes: str
+    dtype: str
+    shape: str
+    label: str
 
 
-def common_inputs(graph: Graph) -> tuple[CommonInputs, ...]:
-    """Of each tensor axis; of the tensors that are no parameters. A marked graph's, not lowered."""
+def common_inputs(graph: Graph, names: Sequence[str] = ()) -> tuple[CommonInput, ...]:
+    """Of each tensor axis; of the tensors that are no parameters. A marked graph's, not lowered.
+
+    Args:
+        graph: as it was captured.
+        names: what the user calls these tensors; not used where they are not as many.
+    """
     sources = graph.find_nodes(op="call_function", target=unshard)
     if not sources:
         return ()
     held = _before(sources)
-    values = [
-        node.meta.get("val")
+    tensors = [
+        (node, node.meta["val"])
         for node in graph.find_nodes(op="placeholder")
-        if node not in held and not str(node.target).startswith("tangents")
+        if node not in held
+        and not str(node.target).startswith("tangents")
+        and isinstance(node.meta.get("val"), torch.Tensor)
     ]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    if not tensors:
-        return ()
-    dtypes = ";".join(dtype_name(tensor.dtype) for tensor in tensors)
-    shapes = ";".join(", ".join(str(expression(n)) for n in tensor.shape) for tensor in tensors)
+    known = names if len(names) == len(tensors) else [""] * len(tensors)
     return tuple(
-        CommonInputs(axis.group, dtypes, shapes)
+        CommonInput(
+            axis.group,
+            dtype_name(value.dtype),
+            ", ".join(str(expression(size)) for size in value.shape),
+            " in ".join(part for part in (name, _first_line(node)) if part),
+        )
         for axis in spec_of(sources[0]).axes
         if axis.size > 1 and not axis.is_data
+        for (node, value), name in zip(tensors, known, strict=True)
     )
+
+
+def _first_line(node: Node) -> str:
+    """`model.py:12`; ranks may have the program in different folders."""
+    return next((basename(place) for n in node.users if (place := origin_of(n))), "")
 
 
 def gather_again(graph: Graph) -> None:

@@ -19,7 +19,8 @@ class CollectiveEntry:
     """One collective of a graph, as far as its ranks must agree on it.
 
     Attributes:
-        op: as in `_c10d_functional`, without the endings of forms that work in place.
+        op: as in `_c10d_functional`, without the endings of forms that work in place; or `input`,
+            a tensor that ranks are given alike.
         reduce_op: `sum`, `max` ...; for a broadcast `from 0`, a rank within the group; or empty.
         dtype: `f32`; of coalesced collectives several, with `;` between them.
         shape: sizes of this rank's input, `s0, 16`, with `;` between those of several tensors.
@@ -97,6 +98,8 @@ class Fingerprint:
         for number, (mine, theirs) in enumerate(
             zip(self.entries, other.entries, strict=False), start=1
         ):
+            if mine.op == theirs.op == "input" and mine != theirs:
+                return _against(mine, theirs)
             if mine != theirs:
                 return f"collective {number}: {_against(mine, theirs)}"
         shared = min(len(self.entries), len(other.entries))

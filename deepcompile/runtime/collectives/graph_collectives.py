@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from deepcompile.ir.graph_types import dtype_name, expression
 from deepcompile.ir.origins import origin_of
-from deepcompile.passes.partition.marked import CommonInputs, axes_of_marker, is_marker, spec_of
+from deepcompile.passes.partition.marked import CommonInput, axes_of_marker, is_marker, spec_of
 from deepcompile.runtime.collectives.fingerprint import CollectiveEntry, Fingerprint
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd")
@@ -33,7 +33,7 @@ def fingerprint_of(
     plan: str,
     members_of: Callable[[Any], tuple[int, ...]],
     label_of: Callable[[Node], str] | None = None,
-    common: Sequence[CommonInputs] = (),
+    common: Sequence[CommonInput] = (),
 ) -> Fingerprint:
     """The collectives of a graph in the order of its nodes, which must be the order they run in.
 
@@ -47,7 +47,9 @@ def fingerprint_of(
         common: what ranks of an axis are given alike, in front of the collectives.
     """
     entries = [
-        CollectiveEntry("inputs", "", given.dtypes, given.shapes, tuple(members_of(given.group)))
+        CollectiveEntry(
+            "input", "", given.dtype, given.shape, tuple(members_of(given.group)), given.label
+        )
         for given in common
     ]
     for node in graph_module.graph.nodes:

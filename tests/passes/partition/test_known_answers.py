@@ -205,6 +205,7 @@ def test_heads_of_keys_are_shared_out_while_there_are_enough(ranks: int) -> None
     assert kinds - exchange == {("all_gather", HIDDEN), ("reduce_scatter", HIDDEN)}
 
 
+@pytest.mark.slow
 def test_more_ranks_than_heads_of_keys_cost_no_more_than_replicating_keys() -> None:
     sites = decoder(DecoderSizes(layers=1))
     fallback = pinned(sites, {"*.k.weight": "R", "*.v.weight": "R"})
