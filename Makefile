@@ -13,7 +13,9 @@ BENCH_GPU_ARGS ?= -o benchmarks/results/latest-gpu.json
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt
+# What pip would do on one core.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SOURCES := deepcompile tests benchmarks examples docs
@@ -76,8 +78,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV); the first time this downloads torch."
 	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(INSTALL) -e .
+	@$(COMPILE) > /dev/null 2>&1 || true
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]"
+	@$(COMPILE) > /dev/null 2>&1 || true
 	@touch $@

@@ -111,6 +111,7 @@ def test_command_line_works_elsewhere(elsewhere: Path) -> None:
     assert {p["name"] for p in listed["passes"]} >= {"canonicalise", "fuse-rows"}
 
 
+@pytest.mark.slow
 def test_backend_works_elsewhere_by_its_name_alone(elsewhere: Path) -> None:
     program = (
         "import sys, torch\n"

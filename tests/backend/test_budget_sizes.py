@@ -53,6 +53,7 @@ def budget() -> int:
     return smallest(blocks(2), 1024)
 
 
+@pytest.mark.slow
 def test_sizes_beyond_a_bucket_get_a_plan_of_their_own(budget: int) -> None:
     module, counts = blocks(2), (300, 200, 512, 513, 1024)
     mine, reports = train(module, counts, budget)

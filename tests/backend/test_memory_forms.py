@@ -152,7 +152,8 @@ def computed(node: Node, values: dict[Node, Tensor]) -> Tensor:
     return values[node]
 
 
-@pytest.mark.parametrize("codegen", ["cpp", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("codegen", ["cpp", "triton"])
 def test_tensors_wait_as_8_bit_floats(codegen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "allowed_forms", lambda *given: ("fp8",))
     torch.manual_seed(0)

@@ -143,6 +143,7 @@ def test_fused_never_reaches_a_backend_but_is_right(rule: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.slow
 def test_other_dtypes(dtype: torch.dtype) -> None:
     expected, actual = parameters(dtype), parameters(dtype)
     reference, optimizer = (AdamW(p, lr=1e-2, foreach=False) for p in (expected, actual))

@@ -99,6 +99,7 @@ def test_a_kernel_of_cpp_is_timed_beside_a_copy(tmp_path: Path, capsys: Any):
     assert all(result["not finite"] == 0 for result in found["results"])
 
 
+@pytest.mark.slow
 def test_a_folder_is_enough_to_build_and_run_it(tmp_path: Path, capsys: Any):
     run, folder = rows_run(tmp_path / "runs"), tmp_path / "k0"
     arguments = ["kernels", "repro", str(run), "k0", "-o", str(folder), "--json"]

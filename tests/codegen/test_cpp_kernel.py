@@ -390,7 +390,10 @@ def test_totals_without_rows(points: int):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("storage", ["f32", "bf16", "f16", "f64"])
+@pytest.mark.parametrize(
+    "storage",
+    ["f32", "bf16", *(pytest.param(s, marks=pytest.mark.slow) for s in ("f16", "f64"))],
+)
 def test_softmax_keeps_its_exponentials(storage: str, mode: str):
     """Three loops over a row; the last reads what the second computed, or computes it again."""
     register = "f64" if storage == "f64" else "f32"

@@ -265,6 +265,7 @@ def test_random_graphs_of_any_size(seeds: range) -> None:
     assert_all_well(seeds, dynamic=True)
 
 
+@pytest.mark.slow
 def test_a_wrong_rule_is_found_and_shown_by_a_small_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

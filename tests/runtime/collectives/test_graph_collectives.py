@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from deepcompile.passes.partition.marked import CommonInputs
+from deepcompile.passes.partition.marked import CommonInput
 from deepcompile.runtime.collectives.graph_collectives import fingerprint_of, user_line
 
 c10d = torch.ops._c10d_functional
@@ -28,10 +28,13 @@ def test_what_ranks_are_given_alike_comes_first():
     def function(x):
         return c10d.wait_tensor(c10d.all_reduce(x, "sum", "9"))
 
-    given = CommonInputs("9", "i64;f32", "4, 8;2")
-    found = read(function, torch.ones(8), label_of=lambda node: "", common=[given])
+    given = [
+        CommonInput("9", "i64", "4, 8", "tokens in model.py:3"), CommonInput("9", "f32", "2", "")
+    ]  # fmt: skip
+    found = read(function, torch.ones(8), label_of=lambda node: "", common=given)
     assert [f"{entry} {entry.members}" for entry in found.entries] == [
-        "inputs i64[4, 8] f32[2] (1, 3)",
+        "input i64[4, 8] `tokens in model.py:3` (1, 3)",
+        "input f32[2] (1, 3)",
         "all_reduce(sum) f32[8] (1, 3)",
     ]
 
