@@ -36,6 +36,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 # pytest 9 captures loggers that do not propagate, too. torch's structured trace is one, and it
 # prints every graph, guard and frame as soon as somebody listens, which takes a while. pytest's
 # own hooks, which attach the handlers, are around these.

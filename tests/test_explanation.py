@@ -182,7 +182,9 @@ class TestThatItLeavesNoTrace:
         attributes = model.calls, list(model.seen), model.training, sorted(vars(model))
         return gradients, values, generators, attributes
 
-    @pytest.mark.parametrize("how", ["module", "compiled", "method", "lambda"])
+    @pytest.mark.parametrize("how", [
+        "module", "compiled", *(pytest.param(h, marks=pytest.mark.slow) for h in ("method", "lambda"))
+    ])  # fmt: skip
     def test_on_the_model_and_random_states(self, how):
         model = Net()
         batch = tokens()

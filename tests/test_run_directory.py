@@ -236,6 +236,7 @@ def test_index_lists_everything_in_order(run: Run):
     assert "**graph-break**" in index
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_then_a_cache_hit(folder: Path):
     root = folder / "twice"
     both = [start(folder, MODEL, str(root)) for _ in range(2)]

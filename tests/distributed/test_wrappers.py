@@ -114,13 +114,13 @@ def check(name: str, rank: int) -> None:
         torch.testing.assert_close(whole, p, rtol=1e-4, atol=1e-5)
 
 
-def work(rank: int, port: int, results: Any) -> None:
+def work(rank: int, port: int, names: list[str], results: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     # Small buckets, so that Dynamo splits the graph of a small model at their borders.
     dist._DEFAULT_FIRST_BUCKET_BYTES = 512
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    for name in WRAPPERS:
+    for name in names:
         try:
             check(name, rank)
             results.put((name, rank, ""))
@@ -131,15 +131,17 @@ def work(rank: int, port: int, results: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, list[str]]:
-    """What each wrapper did on each rank; all run in one pair of processes, to start them once."""
+def outcomes(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """What each wrapper that was selected did on each rank, in one pair of processes."""
+    items = [item for item in request.session.items if item.module is request.module]
+    names = [item.callspec.params["name"] for item in items]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=work, args=(rank, port, results), daemon=True)
+        context.Process(target=work, args=(rank, port, names, results), daemon=True)
         for rank in range(RANKS)
     ]
     for process in processes:
@@ -155,6 +157,12 @@ def outcomes() -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("compiled_ddp", "compiled_fsdp")))
+        for n in WRAPPERS
+    ],
+)
 def test_equals_eager(outcomes, name):
     assert outcomes[name] == ["", ""]

@@ -144,7 +144,7 @@ CASES = [
     Case("distilbert", "DistilBertConfig", "DistilBertForMaskedLM", {
         "vocab_size": VOCABULARY, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
         "max_position_embeddings": 32, "pad_token_id": 0}, masked_text, slow=True),
-    Case("t5", "T5Config", "T5ForConditionalGeneration", T5, pairs),
+    Case("t5", "T5Config", "T5ForConditionalGeneration", T5, pairs, slow=True),
     Case("vit", "ViTConfig", "ViTForImageClassification", VISION | {"num_labels": 5}, images),
     Case("whisper", "WhisperConfig", "WhisperForConditionalGeneration", BART | {
         "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}, speech,

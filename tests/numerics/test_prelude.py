@@ -188,7 +188,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(t, marks=[pytest.mark.slow] * (t == "x86-64-v3")) for t in TARGETS],
+    params=[pytest.param(t, marks=[pytest.mark.slow] * (t != "native")) for t in TARGETS],
 )
 def every_target(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

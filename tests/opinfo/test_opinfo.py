@@ -24,7 +24,7 @@ from tests.opinfo.worker import check
 SWEEP = os.environ.get("DEEPCOMPILE_TEST_OPINFO", "")
 RESULTS = Path(os.environ.get("DEEPCOMPILE_TEST_OPINFO_RESULTS", ".deepcompile/opinfo"))
 SEED = 7
-COUNT = 60
+COUNT = 36
 #: At least so many of a hundred operators are compiled as a whole, forward and backward.
 NATIVE_SHARE = 60.0
 

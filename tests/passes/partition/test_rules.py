@@ -471,11 +471,12 @@ FAMILIES = (
     attention, draws, experts,
 )  # fmt: skip
 MESHES = ("tp=2", "tp=4", "a=2,b=2")
+MARKED = ["tp=2", pytest.param("tp=4", marks=pytest.mark.slow), "a=2,b=2"]
 MOST = {"tp=2": 60, "tp=4": 60, "a=2,b=2": 12}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", MARKED)
 def test_each_way_to_share_an_operation_computes_it(family, mesh) -> None:
     torch.manual_seed(0)
     found = [
