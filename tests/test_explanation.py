@@ -183,7 +183,9 @@ class TestThatItLeavesNoTrace:
         return gradients, values, generators, attributes
 
     @pytest.mark.parametrize("how", [
-        "module", "compiled", *(pytest.param(h, marks=pytest.mark.slow) for h in ("method", "lambda"))
+        "module",
+        "compiled",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("method", "lambda")),
     ])  # fmt: skip
     def test_on_the_model_and_random_states(self, how):
         model = Net()

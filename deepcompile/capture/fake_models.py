@@ -9,21 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch._guards import CompileContext
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+
+aten = torch.ops.aten
 
 
 class AnsweringMode(FakeTensorMode):
     """A fake mode in which eager code may ask for the value of a tensor: it is 1, or true.
 
-    Code that Dynamo leaves in eager, at a branch on a tensor or an `item()`, goes on so. A graph
-    that is being captured gets no answers, because they would be constants of it.
+    Code that Dynamo leaves in eager, at a branch on a tensor or an `item()`, goes on so, and what a
+    mask selects is everything. A graph that is being captured gets no answers, because they would
+    be constants of it.
     """
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
             return super().dispatch(func, types, args, kwargs)
+        except DynamicOutputShapeException:
+            if func is not aten.nonzero.default or CompileContext.current_compile_id() is not None:
+                raise
+            with self:
+                return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
         except DataDependentOutputException:
-            asks = func is torch.ops.aten._local_scalar_dense.default
+            asks = func is aten._local_scalar_dense.default
             if not asks or CompileContext.current_compile_id() is not None:
                 raise
             dtype = args[0].dtype

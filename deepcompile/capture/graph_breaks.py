@@ -17,6 +17,16 @@ def in_short(graph_break: str) -> str:
     return ": ".join([title, *itertools.islice(explained, 1)])
 
 
+def with_hint(graph_break: str) -> str:
+    """As `in_short`, with the first thing that Dynamo says one can do."""
+    hints = (
+        line.strip().removeprefix("Hint: ")
+        for line in graph_break.splitlines()
+        if line.strip().startswith("Hint: ")
+    )
+    return " ".join([in_short(graph_break), *itertools.islice(hints, 1)])
+
+
 def end_of(gm: GraphModule) -> dict[str, Any] | None:
     """Why Dynamo's graph ends before the user's function does, as fields of an event, or None."""
     why = getattr(gm, "compile_subgraph_reason", None)

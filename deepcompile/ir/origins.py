@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import traceback
 
 import torch
 from torch.fx import Node
@@ -33,6 +34,18 @@ def origin_of(node: Node) -> str | None:
     return f"{path if as_read else _shown(path)}:{line}"
 
 
+def origin_of_error(error: BaseException) -> str | None:
+    """`file:line` of the user's program that was running when `error` was raised.
+
+    What Dynamo was tracing is not in its traceback, but in the text of its errors.
+    """
+    for text in ("".join(traceback.format_tb(error.__traceback__)), str(error)):
+        found = _users_frame(text)
+        if found is not None:
+            return f"{_shown(found[0])}:{found[1]}"
+    return None
+
+
 def trace_of(path: str, line: str) -> str:
     """A stack trace of which `origin_of` gives `path:line` as it is, whatever the directory."""
     return "  " + _READ.format(path, line)
@@ -40,11 +53,17 @@ def trace_of(path: str, line: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _frame_in(trace: str) -> tuple[str, str] | None:
+    """Of the user, or the last where there is none."""
+    frames: list[tuple[str, str]] = _FRAME.findall(trace)
+    return _users_frame(trace) or (frames[-1] if frames else None)
+
+
+def _users_frame(trace: str) -> tuple[str, str] | None:
     frames: list[tuple[str, str]] = _FRAME.findall(trace)
     for path, line in reversed(frames):
         if path.startswith(_DEMO) or not path.startswith((_OWN, _TORCH, "<")):
             return path, line
-    return frames[-1] if frames else None
+    return None
 
 
 def _shown(path: str) -> str:

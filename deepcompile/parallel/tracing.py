@@ -6,17 +6,21 @@ Where Dynamo breaks the model into several graphs, each is traced; one parameter
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from deepcompile.capture.aot import CompiledGraphKind, compile_through_aot, interpret
 from deepcompile.capture.fake_models import AnsweringMode, fake_model, fake_tensor
+from deepcompile.capture.graph_breaks import in_short, with_hint
 from deepcompile.errors import PartitionError
+from deepcompile.ir.origins import origin_of_error
 from deepcompile.passes.partition.sites import Sites, plain_sites
 from deepcompile.pipeline.manager import PassManager
 from deepcompile.pipeline.protocol import Pass
@@ -57,6 +61,7 @@ def trace(
     mode = AnsweringMode(allow_non_fake_inputs=True)
     fake, names = fake_model(model, mode)
     tracer = _Tracer(names, passes, options, found)
+    left_before = Counter(counters["unimplemented"])
     try:
         with mode:
             inputs = tree_map(fake_tensor, example_inputs)
@@ -66,9 +71,10 @@ def trace(
     except PartitionError:
         raise
     except Exception as error:
+        line = origin_of_error(error)
         raise PartitionError(
-            "the model cannot be traced with the example inputs: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            f"the model cannot be traced with the example inputs{f', at {line}' if line else ''}: "
+            f"{type(error).__name__}: {in_short(str(error).strip() or '?')}"
         ) from error
     finally:
         torch._dynamo.reset()
@@ -80,7 +86,8 @@ def trace(
             "a buffer"
         )
     if not found:
-        why = "; ".join(tracer.failed) or "it computes nothing with tensors"
+        left = [with_hint(text) for text in Counter(counters["unimplemented"]) - left_before]
+        why = "; ".join(tracer.failed + left) or "it computes nothing with tensors"
         raise PartitionError(f"no graph of the model was captured: {why}")
     if tracer.failed:
         log.warning(
