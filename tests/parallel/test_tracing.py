@@ -76,9 +76,9 @@ def test_what_cannot_be_traced_is_told_with_its_line(
         planned(Between(between), torch.zeros(8, 16))
 
 
-def test_recurrent_modules_need_a_setting_of_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recurrent_modules_need_a_setting_of_dynamo() -> None:
     tokens = torch.zeros(4, 8, dtype=torch.int64)
     with pytest.raises(PartitionError, match=r"LSTM.* Set torch\._dynamo\.config\.allow_rnn=True"):
         planned(Recurrent(), tokens)
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)
-    assert "rnn.weight_hh_l0" in planned(Recurrent(), tokens).parameters
+    with torch._dynamo.config.patch(allow_rnn=True):
+        assert "rnn.weight_hh_l0" in planned(Recurrent(), tokens).parameters
