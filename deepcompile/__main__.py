@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepcompile.cli.main import main
+from deepcompile.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -80,7 +80,7 @@ def test_entry_points(wheel: Path) -> None:
         lines = archive.read(name).decode().splitlines()
     assert lines == [
         "[console_scripts]",
-        "deepcompile = deepcompile.cli.main:main",
+        "deepcompile = deepcompile.cli.start:main",
         "",
         "[torch_dynamo_backends]",
         "deepep = deepcompile.backend:deepep",

@@ -19,6 +19,7 @@ from deepcompile.child.probe import Fail, Mode, Question
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json
 from deepcompile.cli.terminal import note, styled
+from deepcompile.cli.text import say
 
 SEEDS = (0, 1, 2)
 _WITHOUT_LIMIT = 80
@@ -118,7 +119,7 @@ def _nothing(text: str, as_json: bool) -> Exit:
     if as_json:
         print_json("bisect", reproduced=False, reason=text)
     else:
-        click.echo(f"nothing to bisect: {text}")
+        say(f"nothing to bisect: {text}")
     return Exit.NO
 
 

@@ -37,6 +37,7 @@ def compile_model(
     """
     import torch
 
+    from deepcompile.comparison import model_errors
     from deepcompile.cost.gpus import GPUS
     from deepcompile.crosscompile import cross_compile, require_triton
 
@@ -44,13 +45,14 @@ def compile_model(
     function, inputs = load_model(model)
     if dtype is not None and isinstance(function, torch.nn.Module):
         function = function.to(getattr(torch, dtype))
-    found = cross_compile(
-        function,
-        inputs,
-        GPUS[int(target.partition(":")[2])],
-        options={"run_dir": run_dir},
-        progress=lambda name: click.echo(f"compiling {name}", err=True),
-    )
+    with model_errors("the model cannot be traced"):
+        found = cross_compile(
+            function,
+            inputs,
+            GPUS[int(target.partition(":")[2])],
+            options={"run_dir": run_dir},
+            progress=lambda name: click.echo(f"compiling {name}", err=True),
+        )
     if as_json:
         print_json("compile", **found.to_dict())
     else:

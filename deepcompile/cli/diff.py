@@ -23,7 +23,7 @@ from deepcompile.cli.run_argument import (
 )
 from deepcompile.cli.terminal import without_collector
 from deepcompile.cli.text import columns, say, say_diff
-from deepcompile.errors import DeepCompileError, RunDirError
+from deepcompile.errors import DeepCompileError, RunDirError, unknown_name
 from deepcompile.inspect.graph_diff import GraphDiff
 from deepcompile.inspect.kernel_diff import KernelPair, diff_kernels
 from deepcompile.inspect.reader import GraphRecord, Run, State
@@ -219,6 +219,12 @@ def _steps(run: Run, steps: Sequence[tuple[GraphRecord, State]]) -> Iterator[Com
 def _diff_states(run: Run, name: str | None, words: Sequence[str], wanted: Wanted) -> Exit:
     """One state against the one before it, or two states, in each graph that has them."""
     graphs = _graphs(run, name)
+    if len(graphs) > 1:
+        # A name that no graph has: the nearest of all graphs' passes, not of the first's.
+        known = {state.name for graph in graphs for state in graph.states}
+        for word in words:
+            if not word.isdecimal() and word.partition("#")[0] not in (*known, "first", "last"):
+                raise RunDirError(f"{unknown_name('pass', word, known)} in {run.name}")
     found, failures = [], []
     for graph in graphs:
         try:

@@ -84,10 +84,11 @@ def list_kernels(
     ]
     if sort is not None:
         rows.sort(key=lambda row: -_size(row, sort))
-    kernels_by_name = {kernel.name: kernel for kernel in record.kernels}
     if as_json:
+        # A damaged record may name kernels that it does not hold.
+        documents = {kernel.name: _document(kernel) for kernel in record.kernels}
         found = [
-            {**row, **(_document(kernels_by_name[row["name"]]) if row["kind"] == "kernel" else {})}
+            {**row, **(documents.get(row["name"], {}) if row["kind"] == "kernel" else {})}
             for row in rows
         ]
         print_json("kernels list", run=str(record.path), kernels=found)

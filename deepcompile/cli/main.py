@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
 import os
@@ -55,6 +57,7 @@ _COMMANDS = {
 }
 COMPLETE = "_DEEPCOMPILE_COMPLETE"
 """The variable with which shells ask for completions."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _NO_STATUS = (CacheError, CalibrationError, CompilerMissing)
 
 
@@ -127,6 +130,8 @@ def version(as_json: bool) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> Exit:
     """Run the command and return its exit status; messages go to stderr."""
+    if sys.stdout is None:  # closed, as by `>&-`: nobody wants the result
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     _take_any_text()
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
@@ -142,8 +147,8 @@ def run(arguments: Sequence[str] | None = None) -> Exit:
         error.show()
         return Exit.USAGE
     except BrokenPipeError:
-        # The reader (a pager, head) went away: nothing is wrong. Keep exit from flushing into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (a pager, head) went away: nothing is wrong.
+        _drop_stdout()
         return Exit.OK
     except CompileError as error:
         click.echo(f"error: {visible(str(error))}", err=True)
@@ -151,11 +156,27 @@ def run(arguments: Sequence[str] | None = None) -> Exit:
     except DeepCompileError as error:
         click.echo(f"error: {visible(str(error))}", err=True)
         return Exit.NO if isinstance(error, _NO_STATUS) else Exit.USAGE
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            return _bug()
+        click.echo(f"error: the result cannot be written: {error.strerror}", err=True)
+        _drop_stdout()
+        return Exit.USAGE
     except Exception:
-        click.echo(visible(traceback.format_exc()), err=True, nl=False)
-        click.echo("This is a bug in deepcompile; please report the text above.", err=True)
-        return Exit.BUG
+        return _bug()
     return result if isinstance(result, Exit) else Exit.OK
+
+
+def _bug() -> Exit:
+    click.echo(visible(traceback.format_exc()), err=True, nl=False)
+    click.echo("This is a bug in deepcompile; please report the text above.", err=True)
+    return Exit.BUG
+
+
+def _drop_stdout() -> None:
+    """Keep exit from flushing into what takes no more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _take_any_text() -> None:

@@ -11,14 +11,14 @@ import click
 
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.run_argument import run_argument, runs_root
+from deepcompile.cli.run_argument import ShowByDefault, read_root, run_argument
 from deepcompile.cli.terminal import note
 from deepcompile.cli.text import say
 from deepcompile.inspect.memory import PlanRecord, compare, read_plans
 from deepcompile.options import format_size
 
 
-@click.group(epilog="Example: deepcompile memory show --tensors 5")
+@click.group(cls=ShowByDefault, epilog="Example: deepcompile memory show --tensors 5")
 def memory() -> None:
     """Read memory plans: what was kept, computed again, compressed or offloaded.
 
@@ -35,7 +35,7 @@ def memory() -> None:
 def show(run: str | None, tensors: int, as_json: bool) -> None:
     """The plans of RUN: a run directory, a folder of runs (then its newest) or a plan file."""
     notes: list[str] = []
-    plans = read_plans(runs_root(run), notes)
+    plans = read_plans(read_root(run), notes)
     if as_json:
         print_json("memory show", plans=[_document(plan) for plan in plans])
     else:
@@ -51,8 +51,8 @@ def show(run: str | None, tensors: int, as_json: bool) -> None:
 @json_option
 def diff(before: str, after: str, as_json: bool) -> Exit:
     """What two plans of the same graphs decide differently; exit status 1 where they do."""
-    old = {plan.graph: plan for plan in read_plans(runs_root(before))}
-    new = {plan.graph: plan for plan in read_plans(runs_root(after))}
+    old = {plan.graph: plan for plan in read_plans(read_root(before))}
+    new = {plan.graph: plan for plan in read_plans(read_root(after))}
     both = [graph for graph in old if graph in new]
     if not both:
         raise click.UsageError(f"{before} and {after} are for different graphs")

@@ -21,6 +21,7 @@ from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json
 from deepcompile.cli.run_argument import DEFAULT_ROOT
 from deepcompile.cli.terminal import note, progress
+from deepcompile.cli.text import say
 from deepcompile.inspect.reader import read_run
 
 
@@ -228,5 +229,5 @@ def _failed(text: str, as_json: bool) -> Exit:
     if as_json:
         print_json("minify", reproduced=False, reason=text)
     else:
-        click.echo(f"nothing to minify: {text}")
+        say(f"nothing to minify: {text}")
     return Exit.NO

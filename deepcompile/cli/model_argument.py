@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deepcompile.errors import nearest
+from deepcompile.errors import DeepCompileError, ModelError, nearest
 
 DEMOS = ("transformer",)
+_LIBRARY = re.compile(r"[/\\](site-packages|lib[/\\]python\d[.\d]*)[/\\]|^<frozen ")
 
 
 def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -38,7 +42,14 @@ def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         close = nearest(name, [n for n in vars(module) if not n.startswith("_")])
         hint = f"; did you mean {close!r}?" if close else ""
         raise click.BadParameter(f"{place} has no {name!r}{hint}", param_hint="MODEL")
-    made = factory()
+    if not callable(factory):
+        raise click.BadParameter(
+            f"{name} in {place} is {type(factory).__name__}, not a function that returns a model "
+            "and its inputs",
+            param_hint="MODEL",
+        )
+    with _theirs(text):
+        made = factory()
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
         raise click.BadParameter(
             f"{name} returned {type(made).__name__}, not a model and its inputs",
@@ -52,7 +63,8 @@ def _module(place: str) -> Any:
     if not place.endswith(".py"):
         sys.path.insert(0, "")
         try:
-            return importlib.import_module(place)
+            with _theirs(place):
+                return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not place.startswith(error.name):
                 raise
@@ -67,8 +79,31 @@ def _module(place: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    with _theirs(place):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _theirs(what: str) -> Iterator[None]:
+    """What goes wrong in the user's code, as an error that says where."""
+    try:
+        yield
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}"
+        raise ModelError(f"{what}: SyntaxError: {error.msg}, at {where}") from error
+    except (DeepCompileError, click.ClickException):
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and what.startswith(error.name):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        for found in traceback.extract_tb(error.__traceback__):
+            if not _LIBRARY.search(found.filename):
+                frame = found
+        detail = f"{type(error).__name__}: {error}".rstrip(": ")
+        at = f", at {frame.filename}:{frame.lineno}: {frame.line}"
+        raise ModelError(f"{what}: {detail}{at if frame.filename != __file__ else ''}") from error
 
 
 def _demo(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +23,23 @@ def json_option(command: _F) -> _F:
 
 def print_json(command: str, **fields: Any) -> None:
     """The document of `command`, with its schema."""
-    click.echo(json.dumps({"schema": SCHEMA, "command": command} | fields, indent=2))
+    click.echo(json_text({"schema": SCHEMA, "command": command} | fields, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: what is no finite number becomes null."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

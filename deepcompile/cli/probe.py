@@ -31,7 +31,10 @@ def probe(slower_than: float | None, fail: Fail, as_json: bool, **fields: Any) -
     Exits with 0 if both agree, 1 if they do not (or it crashes, or is slow: --fail), and 125 if it
     fails in another way. MODEL is file.py:factory, pkg.mod:factory or demo:NAME.
     """
-    answer = ask(Question(**fields, timed=fail == "slow"), load_model)
+    from deepcompile.comparison import model_errors
+
+    with model_errors("the model itself fails"):
+        answer = ask(Question(**fields, timed=fail == "slow"), load_model)
     if slower_than is not None:
         answer = judged(answer, slower_than)
     failure = answer.failure

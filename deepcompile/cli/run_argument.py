@@ -30,6 +30,26 @@ def run_argument(command: _F) -> _F:
     return decorate(command)
 
 
+class ShowByDefault(click.Group):
+    """A group in which `GROUP RUN` is `GROUP show RUN`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
+            self._refuse_misspelt(ctx, args[0] if args else LATEST)
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+    def _refuse_misspelt(self, ctx: click.Context, word: str) -> None:
+        """What is no run, but like the name of a command."""
+        if ctx.resilient_parsing or word.startswith("-") or "/" in word:
+            return
+        if word == LATEST or _exists(Path(runs_root(word))):
+            return
+        close = nearest(word, self.commands)
+        if close is not None:
+            ctx.fail(f"no command and no run {word!r}; did you mean {close!r}?")
+
+
 def runs_root(text: str | None) -> str:
     """The path that RUN means: as given, else of DEEPCOMPILE_RUN_DIR, else `DEFAULT_ROOT`.
 
@@ -43,13 +63,27 @@ def runs_root(text: str | None) -> str:
     return text
 
 
+def read_root(text: str | None) -> str:
+    """As `runs_root`, for what is only read.
+
+    Raises:
+        RunDirError: `text` is no path and no name of a run, but like one.
+    """
+    root = runs_root(text)
+    if text and text != LATEST and "/" not in text and not _exists(Path(root)):
+        error = unknown_run(text)
+        if "did you mean" in str(error):
+            raise error
+    return root
+
+
 def run_path(text: str | None) -> Path:
     """The one run directory that RUN means.
 
     Raises:
         RunDirError: there is none.
     """
-    return find_run(runs_root(text))
+    return find_run(read_root(text))
 
 
 def chosen_run(text: str | None) -> Run:
@@ -58,7 +92,7 @@ def chosen_run(text: str | None) -> Run:
     Raises:
         RunDirError: there is none, or it cannot be read.
     """
-    return read_run(runs_root(text))
+    return read_run(read_root(text))
 
 
 def is_run_text(text: str) -> bool:

@@ -14,6 +14,7 @@ from deepcompile.cli.output import json_option, print_json, table
 from deepcompile.cli.run_argument import (
     is_run_text,
     note_what_is_missing,
+    read_root,
     run_argument,
     run_path,
     runs_root,
@@ -113,7 +114,7 @@ def show(run: str | None, as_json: bool) -> None:
 
     RUN is a run directory, or a folder of runs: then its newest.
     """
-    found = read_run(runs_root(run))
+    found = read_run(read_root(run))
     if as_json:
         print_json("runs show", **run_summary(found), **_contents(found))
     else:

@@ -11,7 +11,7 @@ import click
 
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.output import json_option, print_json, table
-from deepcompile.cli.run_argument import run_argument, runs_root
+from deepcompile.cli.run_argument import ShowByDefault, read_root, run_argument
 from deepcompile.cli.terminal import note
 from deepcompile.cli.text import say
 from deepcompile.errors import RunDirError, unknown_name
@@ -33,16 +33,7 @@ from deepcompile.passes.partition.plan import Plan
 _DROPPED = 8
 
 
-class _ShowByDefault(click.Group):
-    """`sharding RUN` is `sharding show RUN`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
-            args = ["show", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ShowByDefault)
+@click.group(cls=ShowByDefault)
 def sharding() -> None:
     """Read placements on a mesh, or plan them.
 
@@ -76,14 +67,14 @@ def show(
 
     With --diff, the exit status is 1 where they differ.
     """
-    place = runs_root(run)
+    place = read_root(run)
     notes: list[str] = []
     records = _chosen(read_shardings(place, notes), graph)
     for text in notes[:20]:
         note(f"note: {text}")
     if other is not None:
         return _differences(
-            records, _chosen(read_shardings(runs_root(other)), graph), each, as_json
+            records, _chosen(read_shardings(read_root(other)), graph), each, as_json
         )
     if svg is not None:
         _draw(records[0], svg)

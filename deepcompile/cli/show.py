@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from deepcompile.cli.output import json_option, print_json, table
+from deepcompile.cli.output import json_option, json_text, print_json, table
 from deepcompile.cli.run_argument import (
     chosen_run,
     graph_names,
@@ -229,7 +228,7 @@ def _last_graphs(run: Run, collapse: int | None) -> Any:
 
 
 def _print_collection(run: Run, graphs: Sequence[tuple[str, IRGraph]]) -> None:
-    click.echo(json.dumps(collection(run.name, graphs)))
+    click.echo(json_text(collection(run.name, graphs)))
 
 
 def _summary(graph: GraphRecord) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Literal
 
 import click
 
+from deepcompile.inspect.safe_files import visible
+
 Colour = Literal["auto", "always", "never"]
 Advance = Callable[..., None]
 """Called as `advance(text="", steps=1)`."""
@@ -48,7 +50,7 @@ def styled(text: str, **style: object) -> str:
 def note(text: str, level: int = 0) -> None:
     """A line on stderr; `level` 1 is for `-v` only."""
     if settings.verbosity >= level:
-        click.echo(text, err=True)
+        click.echo(visible(text), err=True)
 
 
 @contextmanager

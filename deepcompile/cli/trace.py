@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import click
 
-from deepcompile.cli.output import json_option, print_json
+from deepcompile.cli.output import json_option, json_text, print_json
 from deepcompile.cli.run_argument import chosen_run
 from deepcompile.cli.terminal import note
 from deepcompile.inspect.compile_trace import chrome_trace, spans
@@ -37,7 +36,7 @@ def trace(run: tuple[str, ...], output: str, as_json: bool) -> None:
     for recorded in found:
         for span in spans(recorded):
             seconds[span.category] += span.seconds
-    text = json.dumps(document)
+    text = json_text(document)
     if output == "-":
         sys.stdout.write(text + "\n")
         return

@@ -6,7 +6,6 @@ microseconds, one process a rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +130,6 @@ def _metadata(kind: str, pid: int, **args: Any) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     """A recorded number; 0.0 for what is none, as in a damaged record."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
         return 0.0
     return float(value)

@@ -69,3 +69,10 @@ def reading() -> Made:
             return x.sin()[: int(x.sum().item())]
 
     return Reading(), (torch.ones(5),)
+
+
+def failing() -> Made:
+    raise ValueError("no data \x1b[31m")
+
+
+NUMBER = 3

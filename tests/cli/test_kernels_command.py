@@ -31,6 +31,24 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'g1_inference'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_json_of_a_damaged_record_is_json(
+    number: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = find_run(root) / "kernels/g0_forward.k0/meta.json"
+    file.write_text(f'{{"seconds": {number}, "operations": {number}}}')
+    programs = find_run(root) / "programs"
+    programs.mkdir(exist_ok=True)
+    step = {"kind": "kernel", "name": "lost", "call": "lost"}
+    program = {"graph": "g0_forward", "steps": [step], "memory": {"live": [1], "owners": 7.5}}
+    (programs / "g0_forward.json").write_text(json.dumps(program))
+    for command in ("kernels list", "runs show", "show", "trace"):
+        assert run([*command.split(), "--json"]) is Exit.OK, command
+        shown = capsys.readouterr().out
+        json.loads(shown, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert run(["report", "-o", "report.html"]) is Exit.OK
+
+
 def test_largest_first(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = find_run(root)
     facts = {"g0_forward": (1e-6, 4096, 1000), "g1_inference": (3e-6, 1024, 9000)}

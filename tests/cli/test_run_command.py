@@ -124,6 +124,9 @@ def test_random_numbers_are_those_of_eager(capsys: pytest.CaptureFixture[str]) -
         (("run", f"{MODELS}:raising"), Exit.MODEL_FAILED, "the model itself fails: ValueError"),
         (("explain", f"{MODELS}:raising"), Exit.MODEL_FAILED, "the model fails: ValueError"),
         (("dump", f"{MODELS}:reading"), Exit.MODEL_FAILED, "looks at values of its tensors"),
+        (("run", f"{MODELS}:failing"), Exit.MODEL_FAILED, "ValueError: no data \\x1b[31m, at "),
+        (("run", f"{MODELS}:NUMBER"), Exit.USAGE, "NUMBER in "),
+        (("probe", f"{MODELS}:raising"), Exit.MODEL_FAILED, "fails: ValueError: no such input"),
         (("run", f"{MODELS}:nett"), Exit.USAGE, "did you mean 'net'"),
         (("run", "nowhere.py:net"), Exit.USAGE, "no file 'nowhere.py'"),
         (("run", f"{MODELS}:net", "--device", "tpu"), Exit.USAGE, "'tpu' is no device"),
@@ -141,6 +144,26 @@ def test_what_fails_says_why(
     assert message in err
     assert out == ""
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax, at "),
+        ("import nowhere", "No module named 'nowhere'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "broken_file.py"
+    file.write_text(text)
+    found, out, err = command(capsys, "run", f"{file}:make")
+    assert found is Exit.MODEL_FAILED
+    assert message in err
+    assert f"{file}:1" in err
+    assert "Traceback" not in err
+    assert out == ""
 
 
 def test_explain_names_lines_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from deepcompile.cli.completion import _PLACES
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.main import COMPLETE, cli, run
+from deepcompile.cli.terminal import note
 from deepcompile.inspect.reader import find_run
 
 WITHOUT_JSON: frozenset[tuple[str, ...]] = frozenset()
@@ -285,6 +286,81 @@ def test_ctrl_c(arguments: list[str], module: str, function: str, tmp_path: Path
         assert process.stderr.read().decode().strip() == "interrupted"
 
 
+IMPORTING = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            print("ready", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from deepcompile.cli.start import main
+main()
+"""
+LOSING = """
+import sys, time
+from deepcompile.cli import start
+import deepcompile.cli.runs as module
+def late(*args):
+    print("ready", flush=True)
+    try:
+        import losing
+    except BaseException as error:
+        print(f"lost {error!r}", flush=True)
+    time.sleep(60)
+module.list_runs = late
+start._LOSING = ("losing",)
+start.main()
+"""
+
+
+@pytest.mark.parametrize("program", [IMPORTING, LOSING])
+def test_ctrl_c_while_modules_are_imported(program: str, tmp_path: Path) -> None:
+    (tmp_path / "losing.py").write_text("import time\ntime.sleep(0.3)\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "runs", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"ready\n", process.stderr.read()
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == Exit.INTERRUPTED
+        assert process.stderr.read().decode().strip() == "interrupted"
+        assert process.stdout.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "message"),
+    [(">/dev/full", Exit.USAGE, "error: the result cannot be written: No space left"),
+     (">&-", Exit.OK, "")],
+)  # fmt: skip
+def test_a_stdout_that_takes_nothing(
+    target: str, status: Exit, message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m deepcompile options {target}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == (1 if message else 0)
+
+
+def test_notes_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a\x1b]0;title\x07")
+    assert capsys.readouterr().err == "a\\x1b]0;title\\x07\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -293,6 +369,9 @@ def test_ctrl_c(arguments: list[str], module: str, function: str, tmp_path: Path
         (["kernels", "lst"], "'list'"),
         (["runs", "pck"], "'pack'"),
         (["passes", "shw"], "'show'"),
+        (["memory", "shw"], "'show'"),
+        (["sharding", "pln"], "'plan'"),
+        (["diff", "fuse-row"], "did you mean 'fuse-rows'"),
         (["passes", "show", "fuse-row"], "did you mean 'fuse-rows'"),
         (["show", "--format", "dto"], "'dot'"),
         (["completion", "tcsh"], "'bash'"),
@@ -304,6 +383,17 @@ def test_unknown_words_suggest_the_nearest(
 ) -> None:
     assert run(arguments) is Exit.USAGE
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["runs show", "report", "trace", "memory show", "memory", "sharding", "diff --run"]
+)
+def test_names_of_runs_suggest_the_nearest(
+    words: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = find_run(root).name
+    assert run([*words.split(), name[:-1]]) is Exit.USAGE
+    assert f"did you mean {name!r}?" in capsys.readouterr().err
 
 
 # -- completion ------------------------------------------------------------------------------------

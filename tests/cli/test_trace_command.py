@@ -90,6 +90,7 @@ def test_damaged_numbers_are_no_times(tmp_path: Path) -> None:
     found.graph_state("g0", 1, "fold", None, {"began": "soon", "ms": float("nan"), "time": 7.0})
     found.event("compiled", graph="g0", seconds="long")
     found.event("captured", seconds=None)
+    found.event("captured", seconds=10**400)
     written = read_run(tmp_path)
     assert [(s.name, s.began, s.seconds) for s in spans(written) if s.name == "fold"] == [
         ("fold", 7.0, 0.0)

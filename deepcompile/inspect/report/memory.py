@@ -117,7 +117,9 @@ def _chart(title: str, course: Mapping[str, Any]) -> Chart | None:
         return None
     peak = max(live)
     at = live.index(peak)
-    owners = [owner for owner in course.get("owners") or () if isinstance(owner, dict)]
+    named = course.get("owners")
+    named = named if isinstance(named, list) else []
+    owners = [owner for owner in named if isinstance(owner, dict)]
     shown = [_owner(owner, peak, len(live) - 2) for owner in owners[:MOST_OWNERS]]
     rest = number(course.get("others"))
     rest += sum(number(owner.get("nbytes")) for owner in owners[MOST_OWNERS:])
