@@ -17,6 +17,7 @@ from deepcompile.bisect.steps import SLOWER, Bisection, NotReproduced, scratch
 from deepcompile.bisect.subject import CommandSubject, ModelSubject
 from deepcompile.child.probe import Fail, Mode, Question
 from deepcompile.cli.exit import Exit
+from deepcompile.cli.model_argument import check_model
 from deepcompile.cli.output import json_option, print_json
 from deepcompile.cli.terminal import note, styled
 from deepcompile.cli.text import say
@@ -73,6 +74,8 @@ def bisect(
     """
     is_command = len(target) > 1 or _follows_dashes(target)
     between = _range(limits)
+    if not is_command:
+        check_model(target[0])
     with scratch() as folder:
         attempts: tuple[Fail, ...] = (fail,) if fail else ("numerics", "crash")
         if is_command and fail is None:

@@ -18,6 +18,7 @@ from deepcompile.child.probe import Fail, Mode, Question
 from deepcompile.child.processes import kill_tree, run_command
 from deepcompile.child.signature import Signature, normalised
 from deepcompile.cli.exit import Exit
+from deepcompile.cli.model_argument import check_model
 from deepcompile.cli.output import json_option, print_json
 from deepcompile.cli.run_argument import DEFAULT_ROOT
 from deepcompile.cli.terminal import note, progress
@@ -120,7 +121,10 @@ def _command(target: tuple[str, ...]) -> list[str] | None:
             raise click.UsageError(f"{run.path} does not say which command recorded it")
         note(f"running again: {' '.join(words)}")
         return [sys.executable, *words]
-    return None if ":" in target[0] else list(target)
+    if ":" not in target[0]:
+        return list(target)
+    check_model(target[0])
+    return None
 
 
 def _kept(report: Path) -> list[Path]:

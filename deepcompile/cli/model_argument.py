@@ -5,12 +5,13 @@ A factory takes nothing and returns a module (or function) and a tuple of inputs
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,40 @@ from deepcompile.errors import DeepCompileError, ModelError, nearest
 
 DEMOS = ("transformer",)
 _LIBRARY = re.compile(r"[/\\](site-packages|lib[/\\]python\d[.\d]*)[/\\]|^<frozen ")
+
+
+def check_model(text: str) -> None:
+    """What can be known of MODEL without running it, for commands that leave that to children.
+
+    Raises:
+        click.BadParameter: it is wrong for certain.
+    """
+    place, _, name = text.rpartition(":")
+    if place == "demo":
+        _check_demo(name)
+    if not place.endswith(".py"):
+        return
+    path = _file(place)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # a child says where
+    names = _assigned(tree)
+    if names is not None and name not in names:
+        raise _no_such(place, name, names)
+
+
+def _assigned(tree: ast.Module) -> set[str] | None:
+    """Names that a module may have, or None where that is not to be seen."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    return None if found & {"*", "globals", "exec", "setattr", "vars", "__getattr__"} else found
 
 
 def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -39,9 +74,7 @@ def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     module = _module(place)
     factory = getattr(module, name, None)
     if factory is None:
-        close = nearest(name, [n for n in vars(module) if not n.startswith("_")])
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise click.BadParameter(f"{place} has no {name!r}{hint}", param_hint="MODEL")
+        raise _no_such(place, name, vars(module))
     if not callable(factory):
         raise click.BadParameter(
             f"{name} in {place} is {type(factory).__name__}, not a function that returns a model "
@@ -49,7 +82,10 @@ def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             param_hint="MODEL",
         )
     with _theirs(text):
-        made = factory()
+        try:
+            made = factory()
+        except SystemExit as error:
+            raise ModelError(f"{text} ended the process with status {error.code}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
         raise click.BadParameter(
             f"{name} returned {type(made).__name__}, not a model and its inputs",
@@ -57,6 +93,19 @@ def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         )
     model, inputs = made
     return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _no_such(place: str, name: str, names: Iterable[str]) -> click.BadParameter:
+    close = nearest(name, [n for n in names if not n.startswith("_")])
+    hint = f"; did you mean {close!r}?" if close else ""
+    return click.BadParameter(f"{place} has no {name!r}{hint}", param_hint="MODEL")
+
+
+def _file(place: str) -> Path:
+    path = Path(place)
+    if not path.is_file():
+        raise click.BadParameter(f"no file {place!r}", param_hint="MODEL")
+    return path
 
 
 def _module(place: str) -> Any:
@@ -71,9 +120,7 @@ def _module(place: str) -> Any:
             raise click.BadParameter(f"no module {place!r}", param_hint="MODEL") from None
         finally:
             sys.path.remove("")
-    path = Path(place)
-    if not path.is_file():
-        raise click.BadParameter(f"no file {place!r}", param_hint="MODEL")
+    path = _file(place)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -106,11 +153,15 @@ def _theirs(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {detail}{at if frame.filename != __file__ else ''}") from error
 
 
-def _demo(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _check_demo(name: str) -> None:
     if name not in DEMOS:
         raise click.BadParameter(
             f"no demo {name!r}; there is {', '.join(DEMOS)}", param_hint="MODEL"
         )
+
+
+def _demo(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    _check_demo(name)
     import torch
 
     from deepcompile.demo.model import ModelConfig, Transformer

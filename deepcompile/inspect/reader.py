@@ -8,6 +8,7 @@ cannot is a line of `Run.notes`. See `safe_files` for what is done to each file.
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -152,8 +153,26 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`ok`, `failed`, `running` when it never said how it ended, or `unreadable`."""
-        return visible_line(str(self.info.get("status", "unknown")))
+        """`ok`, `failed`, `running`, `killed` or `unreadable`.
+
+        A run that never said how it ended is running, unless its process was of this machine and is
+        there no more.
+        """
+        status = visible_line(str(self.info.get("status", "unknown")))
+        return "killed" if status == "running" and self._is_gone else status
+
+    @property
+    def _is_gone(self) -> bool:
+        pid = self.info.get("pid")
+        if self.info.get("host") != platform.node() or type(pid) is not int or pid <= 0:
+            return False
+        try:
+            os.kill(pid, 0)  # only asks
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # of another user, or no number of a process
+            return False
+        return False
 
     @cached_property
     def graphs(self) -> tuple[GraphRecord, ...]:

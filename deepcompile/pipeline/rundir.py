@@ -105,6 +105,7 @@ class RunDir:
             "status": "running",
             "started": now.isoformat(timespec="milliseconds"),
             "pid": os.getpid(),
+            "host": platform.node(),
             "rank": rank,
             "argv": sys.argv,
             "cwd": _cwd(),

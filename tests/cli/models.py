@@ -76,3 +76,7 @@ def failing() -> Made:
 
 
 NUMBER = 3
+
+
+def leaving() -> Made:
+    raise SystemExit(7)

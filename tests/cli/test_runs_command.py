@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import zipfile
 from pathlib import Path
 
@@ -100,3 +102,24 @@ def test_list_says_how_large_they_are(capsys: pytest.CaptureFixture[str]) -> Non
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[-1] == "SIZE"
     assert row.split()[1:5] == ["ok", "2", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"pid": os.getpid()}, "running"),
+        ({"pid": 2**22 + 1}, "killed"),  # more than there can be
+        ({"pid": 2**22 + 1, "host": "another"}, "running"),
+        ({"pid": 2**80}, "running"),
+        ({"pid": -1}, "running"),
+        ({"pid": "1"}, "running"),
+    ],
+)
+def test_a_run_whose_process_is_gone_was_killed(
+    more: dict[str, object], status: str, root: Path
+) -> None:
+    path = find_run(root)
+    info = json.loads((path / "run.json").read_text())
+    info |= {"status": "running", "host": platform.node()} | more
+    (path / "run.json").write_text(json.dumps(info))
+    assert read_run(path).status == status

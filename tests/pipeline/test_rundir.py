@@ -162,7 +162,7 @@ def test_killed_process_leaves_a_readable_run(tmp_path: Path) -> None:
     with (find_run(tmp_path) / "events.jsonl").open("a") as events:
         events.write('{"kind": "cut')
     run = read_run(tmp_path)
-    assert run.status == "running"
+    assert run.status == "killed"
     assert [e.kind for e in run.events] == ["note"]
     assert run.graphs[0].states[0].text == "text\n"
 
