@@ -140,8 +140,7 @@ def _recording_timed() -> Iterator[list[float]]:
     places: list[tuple[Any, str]] = [
         (backend._Compiler, "note"),
         (backend, "standard_instruments"),
-        (backend, "write_kernels"),
-        (backend._Compiler, "_record_kernels"),
+        (backend._Compiler, "_record_program"),
         (backend, "process_run"),
         (context.Context, "note"),
         (instruments.Dumper, "before_passes"),
