@@ -28,8 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# All modules of the tests are imported now, and torch: a million objects that stay. The collector
-# looked through them again and again, for a fifth of the time of the tests.
+# All modules of the tests are imported now, and torch: objects that stay. The collector would look
+# through all of them again and again.
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()

@@ -18,9 +18,8 @@ from deepcompile.bisect.subject import CommandSubject, ModelSubject
 from deepcompile.child.probe import Fail, Mode, Question
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.model_argument import check_model
-from deepcompile.cli.output import json_option, print_json
+from deepcompile.cli.output import json_option, not_reproduced, print_json
 from deepcompile.cli.terminal import note, styled
-from deepcompile.cli.text import say
 
 SEEDS = (0, 1, 2)
 _WITHOUT_LIMIT = 80
@@ -99,7 +98,7 @@ def bisect(
                     if number + 1 < len(attempts):
                         note(f"{error}; trying --fail {attempts[number + 1]}")
                         continue
-                    return _nothing(str(error), as_json)
+                    return not_reproduced("bisect", str(error), as_json)
                 return _show(result, kind, as_json)
     raise AssertionError("an attempt returns")
 
@@ -116,14 +115,6 @@ def _range(text: str | None) -> tuple[int, int] | None:
     if match is None or int(match[1]) >= int(match[2]):
         raise click.BadParameter(f"{text!r} is not A:B with A < B", param_hint="--range")
     return int(match[1]), int(match[2])
-
-
-def _nothing(text: str, as_json: bool) -> Exit:
-    if as_json:
-        print_json("bisect", reproduced=False, reason=text)
-    else:
-        say(f"nothing to bisect: {text}")
-    return Exit.NO
 
 
 def _show(result: Result, fail: Fail, as_json: bool) -> Exit:

@@ -19,10 +19,9 @@ from deepcompile.child.processes import kill_tree, run_command
 from deepcompile.child.signature import Signature, normalised
 from deepcompile.cli.exit import Exit
 from deepcompile.cli.model_argument import check_model
-from deepcompile.cli.output import json_option, print_json
+from deepcompile.cli.output import json_option, not_reproduced, print_json
 from deepcompile.cli.run_argument import DEFAULT_ROOT
 from deepcompile.cli.terminal import note, progress
-from deepcompile.cli.text import say
 from deepcompile.inspect.reader import read_run
 
 
@@ -85,7 +84,7 @@ def minify(
                     return _finish(done, output, place, timeout, as_json)
                 note(f"  {done.get('failed')}")
             said = str(done.get("failed", ""))
-        return _failed(said or "no compiled graph fails", as_json)
+        return not_reproduced("minify", said or "no compiled graph fails", as_json)
 
 
 def _capture(
@@ -227,11 +226,3 @@ def shows(signature: Signature, status: int | None, said: str) -> bool:
         kind.rpartition(".")[2] == signature.what and normalised(rest) == signature.message
         for kind, _, rest in lines
     )
-
-
-def _failed(text: str, as_json: bool) -> Exit:
-    if as_json:
-        print_json("minify", reproduced=False, reason=text)
-    else:
-        say(f"nothing to minify: {text}")
-    return Exit.NO

@@ -82,10 +82,7 @@ def load_model(text: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             param_hint="MODEL",
         )
     with _theirs(text):
-        try:
-            made = factory()
-        except SystemExit as error:
-            raise ModelError(f"{text} ended the process with status {error.code}") from error
+        made = factory()
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
         raise click.BadParameter(
             f"{name} returned {type(made).__name__}, not a model and its inputs",
@@ -139,6 +136,8 @@ def _theirs(what: str) -> Iterator[None]:
     except SyntaxError as error:
         where = f"{error.filename}:{error.lineno}"
         raise ModelError(f"{what}: SyntaxError: {error.msg}, at {where}") from error
+    except SystemExit as error:
+        raise ModelError(f"{what} ended the process with status {error.code}") from error
     except (DeepCompileError, click.ClickException):
         raise
     except Exception as error:

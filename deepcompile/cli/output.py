@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from deepcompile.cli.exit import Exit
+from deepcompile.cli.text import say
 from deepcompile.inspect.safe_files import visible_line
 
 SCHEMA = 1
@@ -24,6 +26,15 @@ def json_option(command: _F) -> _F:
 def print_json(command: str, **fields: Any) -> None:
     """The document of `command`, with its schema."""
     click.echo(json_text({"schema": SCHEMA, "command": command} | fields, indent=2))
+
+
+def not_reproduced(command: str, text: str, as_json: bool) -> Exit:
+    """Says why `command` found no failure to work on."""
+    if as_json:
+        print_json(command, reproduced=False, reason=text)
+    else:
+        say(f"nothing to {command}: {text}")
+    return Exit.NO
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -34,13 +34,18 @@ def origin_of(node: Node) -> str | None:
     return f"{path if as_read else _shown(path)}:{line}"
 
 
+def user_line(node: Node) -> str:
+    """`model.py:12`; ranks may have the program in different folders. Empty when not known."""
+    return os.path.basename(origin_of(node) or "")
+
+
 def origin_of_error(error: BaseException) -> str | None:
     """`file:line` of the user's program that was running when `error` was raised.
 
     What Dynamo was tracing is not in its traceback, but in the text of its errors.
     """
     for text in ("".join(traceback.format_tb(error.__traceback__)), str(error)):
-        found = _users_frame(text)
+        found = _users_frame(_FRAME.findall(text))
         if found is not None:
             return f"{_shown(found[0])}:{found[1]}"
     return None
@@ -55,11 +60,10 @@ def trace_of(path: str, line: str) -> str:
 def _frame_in(trace: str) -> tuple[str, str] | None:
     """Of the user, or the last where there is none."""
     frames: list[tuple[str, str]] = _FRAME.findall(trace)
-    return _users_frame(trace) or (frames[-1] if frames else None)
+    return _users_frame(frames) or (frames[-1] if frames else None)
 
 
-def _users_frame(trace: str) -> tuple[str, str] | None:
-    frames: list[tuple[str, str]] = _FRAME.findall(trace)
+def _users_frame(frames: list[tuple[str, str]]) -> tuple[str, str] | None:
     for path, line in reversed(frames):
         if path.startswith(_DEMO) or not path.startswith((_OWN, _TORCH, "<")):
             return path, line

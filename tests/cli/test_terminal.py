@@ -270,11 +270,16 @@ def test_ctrl_c(arguments: list[str], module: str, function: str, tmp_path: Path
     program = INTERRUPTED.format(module=module, function=function)
     if module == "doctor":
         program = program.replace("module.asdict = late", "module._CHECKS[:] = [late]")
+    interrupt(program, arguments, tmp_path)
+
+
+def interrupt(program: str, arguments: list[str], folder: Path) -> bytes:
+    """Ctrl-C once the program says it is ready; what it still writes to stdout."""
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     ) as process:
         assert process.stdout is not None
@@ -284,6 +289,7 @@ def test_ctrl_c(arguments: list[str], module: str, function: str, tmp_path: Path
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == Exit.INTERRUPTED
         assert process.stderr.read().decode().strip() == "interrupted"
+        return process.stdout.read()
 
 
 IMPORTING = """
@@ -317,21 +323,7 @@ start.main()
 @pytest.mark.parametrize("program", [IMPORTING, LOSING])
 def test_ctrl_c_while_modules_are_imported(program: str, tmp_path: Path) -> None:
     (tmp_path / "losing.py").write_text("import time\ntime.sleep(0.3)\n")
-    with subprocess.Popen(
-        [sys.executable, "-c", program, "runs", "list"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == b"ready\n", process.stderr.read()
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == Exit.INTERRUPTED
-        assert process.stderr.read().decode().strip() == "interrupted"
-        assert process.stdout.read() == b""
+    assert interrupt(program, ["runs", "list"], tmp_path) == b""
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import basename
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from deepcompile.capture.markers import MarkerAxis, MarkerSpec, reshard_grad, unshard
 from deepcompile.errors import PartitionError
 from deepcompile.ir.graph_types import dtype_name, expression
-from deepcompile.ir.origins import origin_of
+from deepcompile.ir.origins import user_line
 from deepcompile.ir.placements import Shard, placements_text
 from deepcompile.passes.partition.sites import Parameter, Sites
 
@@ -106,8 +105,7 @@ def common_inputs(graph: Graph, names: Sequence[str] = ()) -> tuple[CommonInput,
 
 
 def _first_line(node: Node) -> str:
-    """`model.py:12`; ranks may have the program in different folders."""
-    return next((basename(place) for n in node.users if (place := origin_of(n))), "")
+    return next((line for n in node.users if (line := user_line(n))), "")
 
 
 def gather_again(graph: Graph) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from deepcompile.ir.graph_types import dtype_name, expression
-from deepcompile.ir.origins import origin_of
+from deepcompile.ir.origins import user_line
 from deepcompile.passes.partition.marked import CommonInput, axes_of_marker, is_marker, spec_of
 from deepcompile.runtime.collectives.fingerprint import CollectiveEntry, Fingerprint
 
@@ -59,11 +58,6 @@ def fingerprint_of(
         elif op is not None:
             entries.append(_entry(node, op, members_of, label_of or user_line))
     return Fingerprint(graph, plan, tuple(entries))
-
-
-def user_line(node: Node) -> str:
-    """`model.py:12`; ranks may have the program in different folders."""
-    return os.path.basename(origin_of(node) or "")
 
 
 def _collective(node: Node) -> str | None:

@@ -471,7 +471,7 @@ FAMILIES = (
     attention, draws, experts,
 )  # fmt: skip
 MESHES = ("tp=2", "tp=4", "a=2,b=2")
-MARKED = ["tp=2", pytest.param("tp=4", marks=pytest.mark.slow), "a=2,b=2"]
+MARKED = [pytest.param(mesh, marks=[pytest.mark.slow] * (mesh == "tp=4")) for mesh in MESHES]
 MOST = {"tp=2": 60, "tp=4": 60, "a=2,b=2": 12}
 
 

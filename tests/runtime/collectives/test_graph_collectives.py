@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from deepcompile.ir.origins import user_line
 from deepcompile.passes.partition.marked import CommonInput
-from deepcompile.runtime.collectives.graph_collectives import fingerprint_of, user_line
+from deepcompile.runtime.collectives.graph_collectives import fingerprint_of
 
 c10d = torch.ops._c10d_functional
 GROUPS = {"0": (0, 1, 2, 3), "9": (1, 3)}
