@@ -93,19 +93,22 @@ class StepPlanner:
         self.plan_seconds = 0.0
         self.trials = 0
         self._simulate = simulate
-        self._finest: Sequence[Figures] = ()
         self._planned: dict[int, Planned] = {}
         self._by_choice: dict[object, Planned] = {}
 
     @cached_property
-    @collector_paused()
     def options(self) -> list[Options]:
         """What each part of the model can keep, for each way to cut it into parts."""
         return self._timed(lambda: alternatives(self.facts, self.forms))
 
-    @cached_property
+    @property
     def figures(self) -> list[Figures]:
-        """What parts of the model cost under each choice.
+        """What parts of the model cost under each choice."""
+        return self._learnt[0]
+
+    @cached_property
+    def _learnt(self) -> tuple[list[Figures], bool]:
+        """The figures, and whether programs hold what they say.
 
         Where the programs of a first plan, one for each way to cut the model, are off the estimate
         by more than `TRUSTED`, more plans are made, always for the same sizes, and what they hold
@@ -119,11 +122,11 @@ class StepPlanner:
             error = abs(first.step.peak - first.combination.peak)
             trusted &= error <= TRUSTED * first.combination.peak
         if trusted:
-            return found
+            return found, True
         for share in LESSONS:
             low, high = smallest(found), largest(found)
             self._learn(found, low + int(max(high - low, 0) * share))
-        return found
+        return found, False
 
     def _learn(self, figures: Sequence[Figures], size: int, number: int = -1) -> Planned:
         """Make a plan for a size, and take in what its programs hold."""
@@ -139,14 +142,20 @@ class StepPlanner:
     @cached_property
     def ladder(self) -> list[int]:
         """Sizes in bytes, growing: from what the leanest plan needs to what the quickest does."""
-        least, most = smallest(self.figures), largest(self.figures)
+        figures = self.figures
+        least, most = self._timed(lambda: (smallest(figures), largest(figures)))
         ratio = (max(most, least + 1) / max(least, 1)) ** (1 / RUNGS)
         between = (int(least * ratio**rung) for rung in range(1, RUNGS))
         return sorted({least, most, *between})
 
     @cached_property
     def expected(self) -> list[float]:
-        """Bytes that programs will hold, by rung, given what those of the middle one do."""
+        """Bytes that programs will hold, by rung.
+
+        Where estimates are not trusted, given what those of the middle one do.
+        """
+        if self._learnt[1]:
+            return [float(size) for size in self.ladder]
         middle = len(self.ladder) // 2
         error = self.planned(middle).step.peak / max(self.ladder[middle], 1)
         return [size * error for size in self.ladder]
@@ -161,13 +170,16 @@ class StepPlanner:
         found = self._within(room)
         return None if found is None else self._with_bound(found)
 
-    def bound(self, size: int) -> float:
-        """Seconds that no combination undercuts within so many bytes.
+    def bound(self, room: int) -> float:
+        """Seconds that no combination undercuts whose programs hold at most `room` bytes.
 
         Raises:
             Unsolved: when that is not known for a way to cut the model.
         """
-        figures = self.figures if size >= self.ladder[0] else self._finest
+        return self._bound(self._rung(room), room)
+
+    def _bound(self, rung: int, size: int) -> float:
+        figures = self.figures if rung >= LOWEST else self._lowest[1]
         found = [combine(known.layers(), size) for known in figures]
         fitting = [combination for combination in found if combination is not None]
         for combination in fitting:
@@ -181,47 +193,60 @@ class StepPlanner:
         if combination.bound is not None:
             return planned
         try:
-            # Plans for the lowest sizes may be cut finer than what the bound is of, or be known
-            # to hold less.
-            bound = min(self._timed(lambda: self.bound(planned.size)), combination.seconds)
+            # What programs hold may by now be known to be less.
+            bound = self._timed(lambda: self._bound(planned.number, planned.size))
+            bound = min(bound, combination.seconds)
         except Unsolved as error:
             return replace(planned, combination=replace(combination, no_bound=str(error)))
         return replace(planned, combination=replace(combination, bound=bound))
 
     def _within(self, room: int) -> Planned | None:
+        rung = self._rung(room)
+        if rung >= LOWEST:
+            return self.planned(rung)
+        fitting = [planned for planned in self.lowest_plans if planned.step.peak <= room]
+        return min(fitting, key=lambda planned: planned.combination.seconds, default=None)
+
+    def _rung(self, room: int) -> int:
+        """The highest rung that fits, of those tried; -1 when none does."""
         last = len(self.ladder) - 1
-        rung = min(bisect.bisect_right(self.expected, room), last)
+        rung = self._first_tried(room)
         if self._fits(rung, room):
             while rung < last and self._fits(rung + 1, room):
                 rung += 1
         else:
             while rung >= 0 and not self._fits(rung, room):
                 rung -= 1
-        if rung >= LOWEST:
-            return self.planned(rung)
-        fitting = [planned for planned in self.lowest_plans if planned.step.peak <= room]
-        return min(fitting, key=lambda planned: planned.combination.seconds, default=None)
+        return rung
 
     def forget(self) -> None:
         """Let go of the graphs of all plans so far; what is asked for again is made again."""
         self._planned.clear()
         self._by_choice.clear()
-        self.__dict__.pop("lowest_plans", None)
+        self.__dict__.pop("_lowest", None)
 
     def at(self, size: int) -> Planned | None:
         """The plan for a size between rungs; its programs may need a little more or less."""
         return self._quickest(self.figures, size, len(self.ladder))
 
+    def _first_tried(self, room: int) -> int:
+        return min(bisect.bisect_right(self.expected, room), len(self.ladder) - 1)
+
     def _fits(self, rung: int, room: int) -> bool:
         return self.planned(rung).step.peak <= room
 
-    @cached_property
+    @property
     def lowest_plans(self) -> list[Planned]:
         """Plans for the least that a step can use and little more, the least first.
 
         Those of the lowest rungs, and others that come of learning from those, of cuts within
         layers too. None is quicker than the rung above: whom that fits may have all of them.
         """
+        return self._lowest[0]
+
+    @cached_property
+    def _lowest(self) -> tuple[list[Planned], list[Figures]]:
+        """The lowest plans, and what is known of choices when they are made."""
         rungs = range(min(LOWEST, len(self.ladder)))
         found = [self.planned(rung) for rung in rungs]
         figures = [known.copy() for known in self.figures]
@@ -244,11 +269,15 @@ class StepPlanner:
         for number in range(BETWEEN):
             low = smallest(figures)
             learn(figures, low + max(high - low, 0) * number // BETWEEN)
-        self._finest = figures
         above = quickest(self.figures, self.ladder[min(LOWEST, len(self.ladder) - 1)])
         assert above is not None
         found = [p for p in found if p.combination.seconds >= above[1].seconds]
-        return sorted(found, key=lambda planned: planned.step.peak)
+        least = min(planned.step.peak for planned in found)
+        for rung in reversed(range(LOWEST, self._first_tried(least - 1) + 1)):
+            if self._fits(rung, least - 1):  # estimates may be so far off
+                found.append(self.planned(rung))
+                least = found[-1].step.peak
+        return sorted(found, key=lambda planned: planned.step.peak), figures
 
     def _see(self, figures: Sequence[Figures], planned: Planned) -> None:
         (known,) = (known for known in figures if known.options is planned.options)
@@ -276,7 +305,8 @@ class StepPlanner:
         """Work that counts as planning."""
         started = time.perf_counter()
         try:
-            return work()
+            with collector_paused():
+                return work()
         finally:
             self.plan_seconds += time.perf_counter() - started
 

@@ -18,6 +18,7 @@ from deepcompile.passes.checkpoints.combine import (
     peak_of,
     relaxed,
     smallest_peak,
+    usable,
 )
 from deepcompile.passes.checkpoints.unsolved import NO_SCIPY, Unsolved
 
@@ -98,6 +99,24 @@ def test_the_bound_is_never_above_the_optimum(layers: Layers, budget: int) -> No
     expected = best(layers, budget)
     if expected is not None:
         assert relaxed(layers, budget) <= expected + 1e-6 * max(1.0, expected)
+
+
+@seed(3)
+@settings(max_examples=100, deadline=None, database=None)
+@given(instances(), st.integers(0, 60))
+def test_usable_is_what_combinations_that_fit_consist_of(layers: Layers, budget: int) -> None:
+    fitting = [chosen for chosen in every(layers) if peak_of(layers, chosen) <= budget]
+    expected = {pair for chosen in fitting for pair in chosen}
+    found = [(start, id(choice)) for start, choice in usable(layers, budget)]
+    assert set(found) == {(start, id(layers[start][number])) for start, number in expected}
+    assert len(found) == len(expected)
+
+
+def test_the_bound_mixes_nothing_that_never_fits() -> None:
+    # Half of what exceeds the budget by itself would make room for half of what is quick.
+    quick, slow, over = Choice(12, 12, 12, 0.0), Choice(4, 4, 4, 10.0), Choice(0, 11, 11, 1.0)
+    layers = ((quick, slow, over), (Choice(0, 4, 4, 0.0),))
+    assert relaxed(layers, 10) == pytest.approx(10.0)
 
 
 @seed(2)

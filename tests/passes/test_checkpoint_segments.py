@@ -109,6 +109,8 @@ def test_backward_goes_through_segments_from_the_last_to_the_first(
     for node, number in of.items():
         sources = [of[source] for source in node.all_input_nodes if source in of]
         assert 0 <= number <= min(sources, default=found.count - 1)
+    numbers = list(of.values())
+    assert numbers == sorted(numbers, reverse=True)
 
 
 def test_layers_of_a_gpt_are_equal_segments() -> None:
@@ -152,3 +154,33 @@ def test_layers_are_cut_once_more_where_one_tensor_crosses() -> None:
     assert inside[0::2] == inside[:1] * len(inside[0::2])
     covered = [node for members in halves.members for node in members]
     assert sorted(covered, key=str) == sorted(joint.forward, key=str)
+
+
+class Residuals(nn.Module):
+    """Pairs of products around which the input goes, with an activation behind the sum."""
+
+    def __init__(self, after: type[nn.Module]) -> None:
+        super().__init__()
+        self.wide = nn.ModuleList(nn.Linear(8, width) for width in (12, 16, 20))
+        self.narrow = nn.ModuleList(nn.Linear(width, 8) for width in (12, 16, 20))
+        self.after = after()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for wide, narrow in zip(self.wide, self.narrow, strict=True):
+            x = self.after(x + narrow(torch.tanh(wide(x))))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("after", "crosses"),
+    [
+        # Backward reads what comes out of a ReLU, and of GELU what goes in.
+        (nn.ReLU, "relu"),
+        (nn.GELU, "add"),
+    ],
+)
+def test_what_crosses_is_what_both_sides_read(after: type[nn.Module], crosses: str) -> None:
+    joint = joint_of(Residuals(after), torch.randn(256, 8))
+    names = [node.name for node in segment(joint).crossing]
+    assert any(name.startswith(crosses) for name in names)
+    assert not any(name.startswith({"relu": "add", "add": "gelu"}[crosses]) for name in names)

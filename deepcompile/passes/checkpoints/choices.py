@@ -124,8 +124,11 @@ def keep_sets(
         return _one_by_one(layer)
     low, high = _bytes(layer, lean), _bytes(layer, rich)
     found = [rich]
+    kept = rich
     for step in range(1, LEVELS):
         limit = high - (high - low) * step // LEVELS
+        if _bytes(layer, kept) <= limit:
+            continue  # the quickest of more bytes has no more than these
         try:
             kept = solve(limit)
         except Unsolved as error:

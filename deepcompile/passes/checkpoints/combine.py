@@ -217,8 +217,32 @@ def _undominated(made: Sequence[_States]) -> _States:
     return states.only(np.unique(np.append(ends, 0)))
 
 
+def usable(layers: Layers, budget: int) -> list[tuple[int, Choice]]:
+    """The choices that some combination within the budget has, with the layer each begins with."""
+    endless = 1 << 62
+    least = [0] + [endless] * len(layers)  # what is saved before a layer, at least
+    for start, choices in enumerate(layers):
+        for choice in choices:
+            if least[start] + choice.peak <= budget:
+                end = start + choice.length
+                least[end] = min(least[end], least[start] + choice.saved)
+    most = [-1] * len(layers) + [endless]  # what may be saved before it, such that the rest fits
+
+    def room(start: int, choice: Choice) -> int:
+        return min(budget - choice.peak, most[start + choice.length] - choice.saved)
+
+    for start in reversed(range(len(layers))):
+        most[start] = max((room(start, choice) for choice in layers[start]), default=-1)
+    return [
+        (start, choice)
+        for start, choices in enumerate(layers)
+        for choice in choices
+        if least[start] <= room(start, choice)
+    ]
+
+
 def relaxed(layers: Layers, budget: int) -> float:
-    """Seconds of the linear relaxation, where parts may mix choices.
+    """Seconds of the linear relaxation, where parts may mix choices, of those that fit at all.
 
     Each layer is covered once. While a layer is worked on, what parts that end before it saved is
     in memory, and the peak of the part that covers it. Those sums are variables of their own, each
@@ -232,9 +256,11 @@ def relaxed(layers: Layers, budget: int) -> float:
         from scipy.sparse import csr_matrix
     except ImportError:
         raise Unsolved(NO_SCIPY) from None
-    parts = [(start, choice) for start, choices in enumerate(layers) for choice in choices]
-    if not parts:
+    parts = usable(layers, budget)
+    if not layers:
         return 0.0
+    if not parts:
+        raise Unsolved("nothing fits")
     scale = float(max(budget, 1))
     costs = np.array([choice.seconds for _, choice in parts])
     unit = float(costs.max()) or 1.0

@@ -49,6 +49,7 @@ class Recompute:
 def backward_segments(joint: Joint, segments: Segments) -> dict[Node, int]:
     """The segment that each backward node computes gradients of; it never grows in their order."""
     found: dict[Node, int] = {}
+    lowest = segments.count - 1
     for node in joint.backward:
         homes = []
         for source in node.all_input_nodes:
@@ -58,9 +59,7 @@ def backward_segments(joint: Joint, segments: Segments) -> dict[Node, int]:
             home = segments.home.get(source)
             if home is not None and source not in segments.cheap and base not in segments.crossing:
                 homes.append(home)
-        before = [found[source] for source in node.all_input_nodes if source in found]
-        inherited = min(before, default=segments.count - 1)
-        found[node] = max(homes) if homes and max(homes) < inherited else inherited
+        found[node] = lowest = min(lowest, max(homes, default=lowest))
     return found
 
 

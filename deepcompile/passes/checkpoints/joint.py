@@ -102,6 +102,10 @@ class Joint:
             if node.target is RELOAD_WAIT:
                 self._bases[node] = node.all_input_nodes[0]
 
+    def take_bases(self, bases: Mapping[Node, Node]) -> None:
+        """Of nodes, what made the storage that they are views of, where values do not tell."""
+        self._bases.update(bases)
+
     @cached_property
     def outputs(self) -> list[Any]:
         """Those of forward, then those of backward: gradients."""

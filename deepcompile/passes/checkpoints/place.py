@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,13 +16,17 @@ from .emit import Recompute, backward_segments, recompute
 from .forms import Form, Forms, Stored, add_forms
 from .joint import Joint
 from .live import Live, live_bytes, walk_of
-from .segments import Segments, segment
+from .segments import Segments, products_of, segment
+from .shorter import Shorter, shorter
 from .transfers import start_early, wait_late
 
-PARTS = (12, 18, 24)
-"""Into how many segments a model is cut, one after the other, in which no layer repeats."""
+PARTS = {0.5: 12, 0.6: 16, 0.8: 20, 1.0: 24}
+"""Into how many segments a model is cut in which no layer repeats: so many for each of its
+products, convolutions and the like, but no more than that. One after the other is tried."""
 GROUPS = (2, 4, 8)
 """How many equal layers may go without the tensors between them."""
+SPANS = (2, 3, 4, 6)
+"""The same for segments that are not equal: they may be any that follow each other."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Options:
         parts: by the segment that each begins with.
         layers: the same as numbers, for `combine`.
         unsolved: why choices are not the quickest of their size, each reason once; see `keep_sets`.
+        shorter: the graph with fewer of its equal segments, if it has many.
     """
 
     joint: Joint
@@ -57,6 +63,7 @@ class Options:
     parts: list[list[Part]] = field(default_factory=list)
     layers: list[list[Choice]] = field(default_factory=list)
     unsolved: dict[str, None] = field(default_factory=dict)
+    shorter: Shorter | None = None
 
     def recompute(self, parts: Iterable[Part]) -> Recompute:
         """Backward when these parts, which cover all segments, keep what they keep."""
@@ -107,9 +114,15 @@ def alternatives(joint: Joint, allowed: Sequence[Form] = ()) -> list[Options]:
     segments = segment(joint)
     found = [options_of(joint, segments, forms, allowed)]
     if not segments.repeats:
-        cuts = [segment(joint, parts=parts) for parts in PARTS]
+        cuts = [segment(joint, parts=parts) for parts in _numbers_of_parts(joint)]
         found += [options_of(joint, cut, forms, allowed) for cut in cuts]
     return found
+
+
+def _numbers_of_parts(joint: Joint) -> list[int]:
+    """How many segments to cut a model into."""
+    products = products_of(joint)
+    return sorted({max(1, min(int(products * part), most)) for part, most in PARTS.items()})
 
 
 def finer(first: Options, allowed: Sequence[Form] = ()) -> list[Options]:
@@ -130,7 +143,8 @@ def options_of(
     """Choices for every part of a joint graph; equal segments are solved once.
 
     What a choice costs is simulated in its place: all segments take their choice of one number, so
-    a dozen simulations of the whole graph give the figures of all segments.
+    a dozen simulations of the whole graph give the figures of all segments. Of many equal segments
+    few are simulated, if that gives the same figures for the leanest choices as all of them do.
     """
     found = Options(joint, segments, backward_segments(joint, segments), forms)
     found.parts = [[] for _ in range(segments.count)]
@@ -148,6 +162,10 @@ def options_of(
         found.parts[number] += whole
         for form in allowed:
             found.parts[number] += [_in_form(part, forms.stored.get(form, {})) for part in whole]
+    leanest = [min(parts, key=lambda part: _kept_bytes(joint, part)) for parts in found.parts]
+    found.shorter = shorter(joint, segments, found.backward, max(GROUPS))
+    if found.shorter is not None and not _same_figures(found, leanest):
+        found.shorter = None
     most = max((len(parts) for parts in found.parts), default=0)
     columns = [
         _simulate(found, [parts[min(number, len(parts) - 1)] for parts in found.parts])
@@ -166,24 +184,39 @@ def options_of(
         for number in range(len(parts)):
             choice = columns[number][at]
             found.layers[at].append(replace(choice, seconds=max(0.0, choice.seconds - least[at])))
-    for size in GROUPS:
-        _add_groups(found, size, least)
+    if segments.repeats:
+        groups = [(size, 0) for size in GROUPS]
+    else:
+        groups = [(size, offset) for size in SPANS for offset in range(size)]
+    for size, offset in groups:
+        _add_groups(found, size, offset, leanest, least)
     return found
 
 
-def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
+def _kept_bytes(joint: Joint, part: Part) -> float:
+    """Bytes that a part of one segment keeps; endless in other forms."""
+    return math.inf if part.instead else sum(map(joint.nbytes, part.keep))
+
+
+def _same_figures(options: Options, parts: Sequence[Part]) -> bool:
+    """Whether the shorter graph gives the figures of the whole one."""
+    pairs = zip(_simulate(options, parts), _simulate(options, parts, whole=True), strict=True)
+    return all(
+        replace(short, seconds=0.0) == replace(whole, seconds=0.0)
+        and math.isclose(short.seconds, whole.seconds, rel_tol=1e-6, abs_tol=1e-12)
+        for short, whole in pairs
+    )
+
+
+def _add_groups(
+    options: Options, size: int, offset: int, leanest: Sequence[Part], least: Sequence[float]
+) -> None:
     """Choices for groups of `size` segments that keep only what goes into the first."""
     segments = options.segments
-    leanest = [
-        min(parts, key=lambda part: sum(options.joint.nbytes(n) for n in part.keep))
-        for parts in (
-            [p for p in parts if not p.instead and p.end == p.start + 1] for parts in options.parts
-        )
-    ]
     groups: list[Part] = []
     runs = segments.runs
     for start, end in runs:
-        for at in range(start, end - size + 1, size):
+        for at in range(start + offset, end - size + 1, size):
             last = at + size - 1
             # What the last one hands on belongs to the next part, and is kept.
             keep = frozenset(n for n in leanest[last].keep if n in segments.crossing)
@@ -192,10 +225,8 @@ def _add_groups(options: Options, size: int, least: Sequence[float]) -> None:
         return
     covered = {number for part in groups for number in range(part.start, part.end)}
     rest = [part for part in leanest if part.start not in covered]
-    for choice, part in zip(
-        *_simulate_parts(options, sorted([*groups, *rest], key=lambda part: part.start)),
-        strict=True,
-    ):
+    parts = sorted([*groups, *rest], key=lambda part: part.start)
+    for choice, part in zip(_simulate(options, parts), parts, strict=True):
         if part.end - part.start > 1:
             extra = max(0.0, choice.seconds - sum(least[part.start : part.end]))
             options.parts[part.start].append(part)
@@ -212,12 +243,43 @@ def _in_form(part: Part, stored: Mapping[Node, Stored]) -> Part:
     return Part(part.start, part.end, frozenset(keep), instead)
 
 
-def _simulate(options: Options, parts: Sequence[Part]) -> list[Choice]:
-    """What each part costs when the model is made of these."""
-    return _simulate_parts(options, parts)[0]
+def _simulate(options: Options, parts: Sequence[Part], whole: bool = False) -> list[Choice]:
+    """What each part costs when the model is made of these.
+
+    Args:
+        parts: alike for segments that are left out of the shorter graph, and those that stand for
+            them.
+        whole: never to simulate the shorter graph.
+    """
+    short = options.shorter
+    # Copies queue up over all segments.
+    if short is None or whole or any(map(options.uses_host, parts)):
+        return _simulate_all(options, parts)
+    left = [part for part in parts if part.start not in short.gone]
+    choices = _simulate_all(
+        Options(short.joint, short.segments, short.backward),
+        [
+            Part(
+                short.stands[part.start],
+                short.stands[part.end - 1] + 1,
+                frozenset(short.copies[node] for node in part.keep),
+                {short.copies[old]: short.copies[new] for old, new in part.instead.items()},
+            )
+            for part in left
+        ],
+    )
+    found = {short.stands[part.start]: choice for part, choice in zip(left, choices, strict=True)}
+    return [
+        replace(
+            choice,
+            # Backward may have nothing to do for a part.
+            backward=choice.backward and choice.backward + short.more[part.start],
+        )
+        for part, choice in ((part, found[short.stands[part.start]]) for part in parts)
+    ]
 
 
-def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choice], Sequence[Part]]:
+def _simulate_all(options: Options, parts: Sequence[Part]) -> list[Choice]:
     joint, segments = options.joint, options.segments
     backward = options.recompute(parts)
     part_of = [number for number, part in enumerate(parts) for _ in range(part.start, part.end)]
@@ -248,7 +310,7 @@ def _simulate_parts(options: Options, parts: Sequence[Part]) -> tuple[list[Choic
         seconds[part_of[segments.home[copy.tensor]]] += copy.exposed
     lengths = [part.end - part.start for part in parts]
     rows = zip(saved, forward, at_backward, seconds, lengths, strict=True)
-    return [Choice(*row) for row in rows], parts
+    return [Choice(*row) for row in rows]
 
 
 def _owners(joint: Joint, segments: Segments, backward: Recompute) -> dict[Node, int]:

@@ -54,11 +54,11 @@ def segment(joint: Joint, *, parts: int | None = None, within_layers: bool = Fal
     which no layer repeats, or tensors skip many of them. `within_layers` cuts layers that repeat
     wherever one tensor crosses, too.
     """
-    order = [node for node in joint.forward if node in joint.required and not is_symbol(node)]
+    order = _required(joint)
     found = Segments(cheap=_cheap(joint))
     crossing = _crossing(joint, order, found.cheap)
     if parts is None:
-        groups, run = _repeating(joint, _atoms(order, crossing), within_layers)
+        groups, run = _repeating(joint, _atoms(joint, order, crossing), within_layers)
     else:
         groups, run = _balanced(order, crossing, parts), None
     for number, group in enumerate(groups):
@@ -70,7 +70,21 @@ def segment(joint: Joint, *, parts: int | None = None, within_layers: bool = Fal
     for node in joint.forward:
         if node not in joint.extra:
             found.members[found.home[node]].append(node)
-    for node in order:
+    find_crossing(joint, found)
+    kinds: dict[tuple[object, ...], int] = {}
+    for members in found.members:
+        key = _shape_of(joint, members, found)
+        found.kind.append(kinds.setdefault(key, len(kinds)))
+    if within_layers and run is not None:
+        found.runs = [run]
+    else:
+        found.runs = _runs(found.kind) if found.repeats else [(0, found.count)]
+    return found
+
+
+def find_crossing(joint: Joint, found: Segments) -> None:
+    """Note which tensors a later segment than their own reads in forward."""
+    for node in _required(joint):
         base = joint.base(node)
         if base.op == "placeholder" or base in found.cheap or base not in found.home:
             continue
@@ -84,15 +98,10 @@ def segment(joint: Joint, *, parts: int | None = None, within_layers: bool = Fal
         )
         if last > found.home[base]:
             found.crossing[base] = max(last, found.crossing.get(base, 0))
-    kinds: dict[tuple[object, ...], int] = {}
-    for members in found.members:
-        key = _shape_of(joint, members, found)
-        found.kind.append(kinds.setdefault(key, len(kinds)))
-    if within_layers and run is not None:
-        found.runs = [run]
-    else:
-        found.runs = _runs(found.kind) if found.repeats else [(0, found.count)]
-    return found
+
+
+def _required(joint: Joint) -> list[Node]:
+    return [node for node in joint.forward if node in joint.required and not is_symbol(node)]
 
 
 def _runs(kinds: Sequence[int]) -> list[tuple[int, int]]:
@@ -160,27 +169,52 @@ def _crossing(joint: Joint, order: Sequence[Node], cheap: set[Node]) -> _Crossin
         live = {value: end for value, end in live.items() if end > number}
         found.count.append(len(live))
         found.nbytes.append(sum(map(joint.nbytes, live)))
-        found.heavy.append(not joint.is_fusible(node) and not joint.is_view(node))
+        found.heavy.append(_is_heavy(joint, node))
     return found
 
 
-def _atoms(order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
+def _is_heavy(joint: Joint, node: Node) -> bool:
+    return not joint.is_fusible(node) and not joint.is_view(node)
+
+
+def products_of(joint: Joint) -> int:
+    """How many products, convolutions, attentions and the like forward has."""
+    return sum(_is_heavy(joint, node) for node in _required(joint))
+
+
+def _atoms(joint: Joint, order: Sequence[Node], crossing: _Crossing) -> list[list[Node]]:
     """The shortest parts between places where a single tensor crosses."""
     atoms: list[list[Node]] = [[]]
-    heavy = False
+    heavy = is_cut = False
     for number, node in enumerate(order):
-        atoms[-1].append(node)
-        heavy |= crossing.heavy[number]
-        if heavy and crossing.count[number] <= 1 and number + 1 < len(order):
+        if is_cut and not (crossing.count[number] <= 1 and _stands_for_its_input(joint, node)):
             atoms.append([])
             heavy = False
+        atoms[-1].append(node)
+        heavy |= crossing.heavy[number]
+        is_cut = heavy and crossing.count[number] <= 1
     return _with_heavy_tail(atoms, heavy)
+
+
+def _stands_for_its_input(joint: Joint, node: Node) -> bool:
+    """Whether a kernel makes of one tensor another that is all that anyone reads of it: a ReLU.
+
+    Then it is that one that should cross.
+    """
+    sources = [source for source in node.all_input_nodes if source.op == "call_function"]
+    return (
+        len(sources) == 1
+        and list(sources[0].users) == [node]
+        and joint.is_fusible(node)
+        and not joint.is_view(node)
+        and joint.nbytes(node) <= joint.nbytes(sources[0])
+    )
 
 
 def _balanced(order: Sequence[Node], crossing: _Crossing, most: int) -> list[list[Node]]:
     """Parts with about as many products each, cut where the fewest bytes cross."""
     heavy = [number for number, is_heavy in enumerate(crossing.heavy) if is_heavy]
-    parts = max(1, min(most, len(heavy) // 2))
+    parts = max(1, min(most, len(heavy)))
     cuts: list[int] = []
     for part in range(1, parts):
         at = part * len(heavy) // parts
