@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,9 +38,23 @@ def check(function: Any, *args: Tensor) -> None:
     assert scratch_of(node, bytes_of) == pytest.approx(taken, rel=0.05, abs=1 << 19)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("mask", [None, (True, True, False), (False, True, False)])
-def test_convolutions(shape: tuple[int, ...], mask: tuple[bool, ...] | None) -> None:
+def test_convolutions(
+    shape: tuple[int, ...],
+    mask: tuple[bool, ...] | None,
+    count: int,
+    threads: Callable[[int], None],
+) -> None:
+    threads(count)
     batch, channels, made, pixels, kernel, stride, groups = shape
     x = torch.randn(batch, channels, pixels, pixels)
     weight = torch.randn(made, channels // groups, kernel, kernel)
@@ -53,6 +68,22 @@ def test_convolutions(shape: tuple[int, ...], mask: tuple[bool, ...] | None) -> 
         return aten.convolution_backward.default(g, x, w, None, *rest, mask)
 
     check(backward, gradient, x, weight)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("backward", [False, True])
+def test_transposed_convolutions(kernel: int, backward: bool) -> None:
+    x, weight = torch.randn(8, 64, 32, 32), torch.randn(64, 32, kernel, kernel)
+    rest = ([2, 2], [0, 0], [1, 1], True, [0, 0], 1)
+    if not backward:
+        check(lambda x, w: aten.convolution.default(x, w, None, *rest), x, weight)
+        return
+    gradient = torch.randn_like(aten.convolution.default(x, weight, None, *rest))
+    mask = (True, True, False)
+    check(
+        lambda g, x, w: aten.convolution_backward.default(g, x, w, None, *rest, mask),
+        gradient, x, weight,
+    )  # fmt: skip
 
 
 def test_channels_last_is_taken_as_it_is() -> None:
