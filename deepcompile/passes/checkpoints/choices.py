@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from ...pipeline.solver_output import solver_output_apart
 from .joint import Joint, is_symbol, must_recompute
 from .segments import Segments
 from .unsolved import NO_SCIPY, Unsolved, failed
@@ -201,13 +202,14 @@ def _solver(layer: Layer) -> Callable[[int | None], frozenset[int]]:
         if result.x is None:
             raise failed(result)
         if np.abs(result.x - np.round(result.x)).max(initial=0.0) > 1e-6:
-            result = milp(
-                objective,
-                constraints=constraints,
-                bounds=Bounds(low, high),
-                integrality=np.ones(2 * count),
-                options={"mip_rel_gap": GAP, "node_limit": NODE_LIMIT},
-            )
+            with solver_output_apart():
+                result = milp(
+                    objective,
+                    constraints=constraints,
+                    bounds=Bounds(low, high),
+                    integrality=np.ones(2 * count),
+                    options={"mip_rel_gap": GAP, "node_limit": NODE_LIMIT},
+                )
         if result.x is None:
             raise failed(result)
         return frozenset(at for at in range(count) if result.x[count + at] > 0.5)

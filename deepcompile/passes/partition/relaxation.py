@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...pipeline.solver_output import solver_output_apart
 from ..checkpoints.unsolved import failed
 from .problem import Seconds
 from .program import Program, Sharing
@@ -138,13 +139,14 @@ def search_whole(program: Program, gap: float, nodes: int) -> tuple[list[Floats]
     constraints = [LinearConstraint(program.equal, program.right, program.right)]
     if program.limits.size:
         constraints.append(LinearConstraint(program.below, -np.inf, program.limits))
-    result = milp(
-        program.costs,
-        integrality=whole,
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": gap, "node_limit": nodes},
-    )
+    with solver_output_apart():
+        result = milp(
+            program.costs,
+            integrality=whole,
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": gap, "node_limit": nodes},
+        )
     if result.status == INFEASIBLE:
         raise Infeasible
     known = result.mip_dual_bound
