@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .planner import LOWEST, RUNGS, Planned, StepPlanner
+from .planner import LEAN, LOWEST, RUNGS, Planned, StepPlanner
 from .ways import Way, way_of
 
 _STRIDE = 8
 """Of the planner's sizes every so manieth is tried: each costs a compile for trial."""
+_LEAN_STRIDE = 32
+"""The same for plans that save as few bytes as can be."""
 
 
 class Menu:
@@ -30,7 +32,9 @@ class Menu:
         if self._ways is None:
             last = len(self._planner.ladder) - 1
             rungs = {min(rung, last) for rung in (*range(LOWEST), *range(0, RUNGS + 1, _STRIDE))}
+            lean = {LEAN + min(rung, last) for rung in range(0, RUNGS + 1, _LEAN_STRIDE)}
             plans = [self._planner.planned(rung) for rung in sorted(rungs, reverse=True)]
+            plans += [self._planner.planned(number) for number in sorted(lean)]
             found = [self._way(planned) for planned in (*plans, *self._planner.lowest_plans)]
             self._ways = tuple(dict.fromkeys([*self._known, *found]))
             self._planner.forget()

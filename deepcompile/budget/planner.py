@@ -20,13 +20,15 @@ from ..passes.checkpoints.place import Options, Part, alternatives, finer
 from ..passes.checkpoints.transfers import Transfer
 from ..passes.checkpoints.unsolved import Unsolved
 from ..pipeline.collector import collector_paused
-from .refine import Figures, homes, largest, quickest, smallest
+from .refine import Figures, homes, largest, leanest, quickest, smallest
 from .step import StepTimeline
 
 T = TypeVar("T")
 Halves = tuple[GraphModule, GraphModule]
 RUNGS = 192
 """Sizes that plans are made for, between the least and the most that a step can use."""
+LEAN = 1000
+"""From this number on are plans for the same sizes that save as few bytes as can be."""
 LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
 TRUSTED = 0.02
@@ -286,6 +288,9 @@ class StepPlanner:
     def planned(self, number: int) -> Planned:
         """The plan for one size of the ladder, or below 0 one of the other lowest plans.
 
+        From `LEAN` on the plan for a size that saves the fewest bytes: for graphs that have those
+        of others beside them.
+
         Raises:
             LookupError: when planning a graph again has not given the lowest plans of before.
         """
@@ -296,8 +301,11 @@ class StepPlanner:
             raise LookupError(f"planned again, a graph has no plan {number}")
         found = self._planned.get(number)
         if found is None:
-            found = self._quickest(self.figures, self.ladder[number], number)
-            assert found is not None
+            way = leanest if number >= LEAN else quickest
+            size = self.ladder[number % LEAN]
+            choice = self._timed(lambda: way(self.figures, size))
+            assert choice is not None
+            found = self._plan(*choice, size, number)
             self._planned[number] = found
         return found
 

@@ -166,3 +166,15 @@ def quickest(figures: Sequence[Figures], size: int) -> tuple[Options, Combinatio
     found = [(known.options, combine(known.layers(), size, bound=False)) for known in figures]
     fitting = [(options, combination) for options, combination in found if combination is not None]
     return min(fitting, key=lambda pair: pair[1].seconds, default=None)
+
+
+def leanest(figures: Sequence[Figures], size: int) -> tuple[Options, Combination] | None:
+    """The combination within so many bytes that saves the fewest; None when none fits."""
+    found = []
+    for known in figures:
+        layers = known.layers()
+        combination = combine(layers, size, lean=True)
+        if combination is not None:
+            saved = sum(layers[start][number].saved for start, number in combination.chosen)
+            found.append((saved, combination.seconds, known.options, combination))
+    return min(found, key=lambda row: row[:2])[2:] if found else None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.torch_budget import joint_graph
 from deepcompile.backend import _Compiler
-from deepcompile.budget.planner import StepPlanner
+from deepcompile.budget.planner import LEAN, StepPlanner
 from deepcompile.budget.refine import Excess, Figures, homes, quickest, smallest
 from deepcompile.budget.split import BudgetedSplit
 from deepcompile.cost.rates import rates_of_cpu
@@ -114,3 +114,13 @@ def test_every_room_gets_the_best_it_can_and_no_less_than_a_smaller_one(
         assert planned.combination.bound <= planned.combination.seconds
         seconds.append(planned.combination.seconds)
     assert seconds == sorted(seconds, reverse=True)
+
+
+def test_lean_plans_leave_fewer_bytes_for_backward_in_more_time(planner: StepPlanner) -> None:
+    last = len(planner.ladder) - 1
+    for rung in (last // 2, last):
+        quick, lean = planner.planned(rung), planner.planned(LEAN + rung)
+        assert lean.number == LEAN + rung
+        assert sum(lean.saved.values()) < sum(quick.saved.values())
+        assert lean.combination.seconds > quick.combination.seconds
+        assert lean.combination.peak <= planner.ladder[rung]

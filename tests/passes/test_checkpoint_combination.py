@@ -101,6 +101,27 @@ def test_the_bound_is_never_above_the_optimum(layers: Layers, budget: int) -> No
         assert relaxed(layers, budget) <= expected + 1e-6 * max(1.0, expected)
 
 
+@seed(4)
+@settings(max_examples=100, deadline=None, database=None)
+@given(instances(), st.integers(0, 60))
+def test_the_lean_one_saves_the_fewest_bytes(layers: Layers, budget: int) -> None:
+    def saved_of(chosen: Chosen) -> int:
+        return sum(layers[start][number].saved for start, number in chosen)
+
+    fitting = [chosen for chosen in every(layers) if peak_of(layers, chosen) <= budget]
+    found = combine(layers, budget, lean=True)
+    if not fitting:
+        assert found is None
+        return
+    assert found is not None
+    saved = saved_of(found.chosen)
+    assert saved == min(map(saved_of, fitting))
+    assert found.seconds == pytest.approx(
+        min(seconds_of(layers, chosen) for chosen in fitting if saved_of(chosen) == saved)
+    )
+    assert found.peak == peak_of(layers, found.chosen) <= budget
+
+
 @seed(3)
 @settings(max_examples=100, deadline=None, database=None)
 @given(instances(), st.integers(0, 60))

@@ -154,8 +154,17 @@ class _States:
         return _States(self.saved[where], self.seconds[where], self.origin[where])
 
 
-def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination | None:
-    """The quickest combination that fits `budget` bytes at every moment; None when none does."""
+def combine(
+    layers: Layers, budget: int, *, bound: bool = True, lean: bool = False
+) -> Combination | None:
+    """The quickest combination that fits `budget` bytes at every moment; None when none does.
+
+    Args:
+        layers: what can be chosen.
+        budget: bytes at the highest moment.
+        bound: whether to look for what no combination undercuts.
+        lean: to take the one that leaves the fewest bytes for backward, the quickest of those.
+    """
     shape = len(layers), MOST_STATES + 1, max(map(len, layers), default=0)
     made: list[list[_States]] = [[] for _ in range(len(layers) + 1)]
     made[0] = [_States(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64))]
@@ -174,7 +183,7 @@ def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination |
             made[start + choice.length].append(states.after(choice, budget, origin))
     if not kept[-1].saved.size:
         return None
-    at = len(kept[-1].saved) - 1  # the last is the quickest
+    at = 0 if lean else len(kept[-1].saved) - 1  # the last is the quickest
     seconds = float(kept[-1].seconds[at])
     chosen: list[tuple[int, int]] = []
     end = len(layers)
@@ -183,7 +192,7 @@ def combine(layers: Layers, budget: int, *, bound: bool = True) -> Combination |
         chosen.append((end, number))
     chosen.reverse()
     found = Combination(tuple(chosen), seconds, peak_of(layers, chosen))
-    if not bound:
+    if not bound or lean:
         return found
     try:
         # The solver's last digits may be above.
