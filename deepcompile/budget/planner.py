@@ -173,12 +173,18 @@ class StepPlanner:
         return None if found is None else self._with_bound(found)
 
     def bound(self, room: int) -> float:
-        """Seconds that no combination undercuts whose programs hold at most `room` bytes.
+        """Seconds that no combination undercuts that needs `room` bytes by what is known.
+
+        Where that is an estimate, programs may hold less: no fewer bytes are taken than those of
+        the plan that `within` gives.
 
         Raises:
             Unsolved: when that is not known for a way to cut the model.
         """
-        return self._bound(self._rung(room), room)
+        rung = self._rung(room)
+        if rung >= LOWEST:
+            room = max(room, self.planned(rung).combination.peak)
+        return self._bound(rung, room)
 
     def _bound(self, rung: int, size: int) -> float:
         figures = self.figures if rung >= LOWEST else self._lowest[1]
@@ -242,7 +248,8 @@ class StepPlanner:
         """Plans for the least that a step can use and little more, the least first.
 
         Those of the lowest rungs, and others that come of learning from those, of cuts within
-        layers too. None is quicker than the rung above: whom that fits may have all of them.
+        layers too. None is quicker than the rung above, whom that fits may have all of them; but
+        for plans of higher rungs, of which those whom they fit are given one anyway.
         """
         return self._lowest[0]
 

@@ -112,6 +112,48 @@ def test_layers_whose_results_go_elsewhere_are_not_left_out() -> None:
         assert found.shorter is None
 
 
+class TwoBack(nn.Module):
+    """Layers that read what the one before the last made, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = x
+        for each in self.layers:
+            before, x = x, torch.tanh(each(x)) + before
+        return x
+
+
+class Apart(nn.Module):
+    """Layers that each add something small to the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.layers = nn.ModuleList(layer(halves=False) for _ in range(20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, total = self.first(x), torch.zeros(())
+        for each in self.layers:
+            x = each(x)
+            total = total + x.square().mean()
+        return x + total
+
+
+@pytest.mark.parametrize("made", [TwoBack, Apart])
+def test_figures_of_graphs_that_are_not_quite_regular(
+    made: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(256, 16)
+    found = alternatives(joint_of(made(), x))
+    full = whole(joint_of(made(), x), (), monkeypatch)
+    assert len(found) == len(full)
+    for mine, theirs in zip(found, full, strict=True):
+        check_same(mine, theirs)
+
+
 def test_a_shorter_graph_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     made = place.shorter
 

@@ -57,7 +57,10 @@ def backward_segments(joint: Joint, segments: Segments) -> dict[Node, int]:
                 continue
             base = joint.base(source)
             home = segments.home.get(source)
-            if home is not None and source not in segments.cheap and base not in segments.crossing:
+            if home is None or source in segments.cheap or base in segments.crossing:
+                continue
+            # What is made of inputs alone, for backward, is of no segment.
+            if source in joint.required or any(s in segments.home for s in source.all_input_nodes):
                 homes.append(home)
         found[node] = lowest = min(lowest, max(homes, default=lowest))
     return found

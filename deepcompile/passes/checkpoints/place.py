@@ -144,7 +144,8 @@ def options_of(
 
     What a choice costs is simulated in its place: all segments take their choice of one number, so
     a dozen simulations of the whole graph give the figures of all segments. Of many equal segments
-    few are simulated, if that gives the same figures for the leanest choices as all of them do.
+    few are simulated, if that gives the same figures as all of them do for the richest choices, the
+    leanest, and the largest groups.
     """
     found = Options(joint, segments, backward_segments(joint, segments), forms)
     found.parts = [[] for _ in range(segments.count)]
@@ -164,8 +165,12 @@ def options_of(
             found.parts[number] += [_in_form(part, forms.stored.get(form, {})) for part in whole]
     leanest = [min(parts, key=lambda part: _kept_bytes(joint, part)) for parts in found.parts]
     found.shorter = shorter(joint, segments, found.backward, max(GROUPS))
-    if found.shorter is not None and not _same_figures(found, leanest):
-        found.shorter = None
+    if found.shorter is not None:
+        richest = [parts[0] for parts in found.parts]
+        for compared in (leanest, _grouped(found, max(GROUPS), 0, leanest), richest):
+            if not _same_figures(found, compared):
+                found.shorter = None
+                break
     most = max((len(parts) for parts in found.parts), default=0)
     columns = [
         _simulate(found, [parts[min(number, len(parts) - 1)] for parts in found.parts])
@@ -212,25 +217,29 @@ def _add_groups(
     options: Options, size: int, offset: int, leanest: Sequence[Part], least: Sequence[float]
 ) -> None:
     """Choices for groups of `size` segments that keep only what goes into the first."""
-    segments = options.segments
-    groups: list[Part] = []
-    runs = segments.runs
-    for start, end in runs:
-        for at in range(start + offset, end - size + 1, size):
-            last = at + size - 1
-            # What the last one hands on belongs to the next part, and is kept.
-            keep = frozenset(n for n in leanest[last].keep if n in segments.crossing)
-            groups.append(Part(at, at + size, keep))
-    if not groups:
+    parts = _grouped(options, size, offset, leanest)
+    if len(parts) == len(leanest):
         return
-    covered = {number for part in groups for number in range(part.start, part.end)}
-    rest = [part for part in leanest if part.start not in covered]
-    parts = sorted([*groups, *rest], key=lambda part: part.start)
     for choice, part in zip(_simulate(options, parts), parts, strict=True):
         if part.end - part.start > 1:
             extra = max(0.0, choice.seconds - sum(least[part.start : part.end]))
             options.parts[part.start].append(part)
             options.layers[part.start].append(replace(choice, seconds=extra))
+
+
+def _grouped(options: Options, size: int, offset: int, leanest: Sequence[Part]) -> list[Part]:
+    """Groups of `size` segments wherever there may be, and between them one by one."""
+    segments = options.segments
+    groups: list[Part] = []
+    for start, end in segments.runs:
+        for at in range(start + offset, end - size + 1, size):
+            last = at + size - 1
+            # What the last one hands on belongs to the next part, and is kept.
+            keep = frozenset(n for n in leanest[last].keep if n in segments.crossing)
+            groups.append(Part(at, at + size, keep))
+    covered = {number for part in groups for number in range(part.start, part.end)}
+    rest = [part for part in leanest if part.start not in covered]
+    return sorted([*groups, *rest], key=lambda part: part.start)
 
 
 def _in_form(part: Part, stored: Mapping[Node, Stored]) -> Part:

@@ -3,15 +3,16 @@
 On a CPU a convolution of tensors that are not channels-last has oneDNN's copies of them in blocks
 of channels, as many as a vector register holds floats: forward those of input, weight and result,
 and then of the result in both forms; backward those of input, weight and gradient, with strides
-also the input's gradient in both forms. A transposed convolution has its result twice more. With
-one thread ATen computes small batches of 1 x 1 filters by itself, with no memory beside the
-results. Compared with torch's allocator over thirty shapes that is right to a few percent, but for
-inputs of few channels or few pixels.
+also the input's gradient in both forms. A transposed convolution with strides has its result twice
+more. With one thread ATen computes small batches of plain 1 x 1 filters in float32 by itself, with
+no memory beside the results. Compared with torch's allocator over thirty shapes that is right to a
+few percent, but for inputs of few channels or few pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,14 +32,15 @@ def scratch_of(node: Node, nbytes: Callable[[Node], int]) -> int:
         source, weight = _nodes(node, 2)
         if _is_copied(source) and not _is_plain_product(node, source, weight):
             whole = int(nbytes(node) * _padding(node))
-            if _is_transposed(node):
+            window = _window(node)
+            if window.transposed and window.is_strided:
                 return 2 * whole
             return max(nbytes(source) + nbytes(weight) + whole - nbytes(node), whole)
     elif node.target is aten.convolution_backward.default:
         gradient, source, weight = _nodes(node, 3)
         if _is_copied(source) and not _is_plain_product(node, source, weight):
             copied = int(nbytes(gradient) * _padding(gradient)) + nbytes(weight)
-            if node.meta["val"][0] is not None and _is_strided(node):
+            if node.meta["val"][0] is not None and _window(node).is_strided:
                 copied = max(copied, nbytes(source) - nbytes(weight))
             return nbytes(source) + copied
     return 0
@@ -58,13 +60,26 @@ def _nodes(node: Node, count: int) -> list[Node]:
     return list(found)
 
 
-def _is_strided(node: Node) -> bool:
-    strides: Any = node.args[4 if node.target is aten.convolution_backward.default else 3]
-    return max(strides) > 1
+@dataclass(frozen=True)
+class _Window:
+    """How a convolution goes over its input."""
+
+    strides: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    groups: int
+
+    @property
+    def is_strided(self) -> bool:
+        return max(self.strides) > 1
 
 
-def _is_transposed(node: Node) -> bool:
-    return bool(node.args[6])
+def _window(node: Node) -> _Window:
+    backward = node.target is aten.convolution_backward.default
+    strides, padding, dilation, transposed, _, groups = node.args[3 + backward : 9 + backward]
+    window: Any = strides, padding, dilation, bool(transposed), groups
+    return _Window(*window)
 
 
 _FEW = 16
@@ -72,13 +87,19 @@ _FEW = 16
 
 
 def _is_plain_product(node: Node, source: Node, weight: Node) -> bool:
-    batch, filters = source.meta["val"].shape[0], weight.meta["val"].shape[2:]
+    window, value = _window(node), source.meta["val"]
+    filters = weight.meta["val"].shape[2:]
     return (
         torch.get_num_threads() == 1
-        and all(size == 1 for size in filters)
-        and not _is_strided(node)
-        and isinstance(batch, int)
-        and batch < _FEW
+        and value.dtype == torch.float32
+        and isinstance(value.shape[0], int)
+        and value.shape[0] < _FEW
+        and len(filters) == 2
+        and max(filters) == 1
+        and window.groups == 1
+        and not window.transposed
+        and max(*window.strides, *window.dilation) == 1
+        and max(window.padding) == 0
     )
 
 
