@@ -55,6 +55,7 @@ def test_measured_rates_are_those_of_the_plan(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_explain_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = blocks(), rows()
     save_measured(tmp_path / "rates.json", [measured(slower=8.0)])

@@ -147,6 +147,7 @@ def rows(report: BudgetReport) -> list[Any]:
     return [row for row in report.decisions if row.decision == "offload"]
 
 
+@pytest.mark.slow
 def test_copies_that_are_done_late_give_the_same_bits(
     model: nn.Module, x: Tensor, late: Late
 ) -> None:

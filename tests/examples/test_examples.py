@@ -93,6 +93,7 @@ def test_trains_like_eager(name: str, outputs: dict[str, str]) -> None:
     assert int(some[1]) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_train_like_one(cache: Path, outputs: dict[str, str]) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -76,6 +76,7 @@ def test_what_cannot_be_traced_is_told_with_its_line(
         planned(Between(between), torch.zeros(8, 16))
 
 
+@pytest.mark.slow
 def test_recurrent_modules_need_a_setting_of_dynamo() -> None:
     tokens = torch.zeros(4, 8, dtype=torch.int64)
     with pytest.raises(PartitionError, match=r"LSTM.* Set torch\._dynamo\.config\.allow_rnn=True"):

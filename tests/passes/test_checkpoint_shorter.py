@@ -94,6 +94,7 @@ def test_figures_are_those_of_the_whole_graph(
     check_same(short, whole(graph(read=read), forms, monkeypatch)[0])
 
 
+@pytest.mark.slow
 def test_figures_of_halves_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     short = finer(alternatives(graph(halves=True))[0])
     full = finer(whole(graph(halves=True), (), monkeypatch)[0])
@@ -142,7 +143,7 @@ class Apart(nn.Module):
         return x + total
 
 
-@pytest.mark.parametrize("made", [TwoBack, Apart])
+@pytest.mark.parametrize("made", [TwoBack, pytest.param(Apart, marks=pytest.mark.slow)])
 def test_figures_of_graphs_that_are_not_quite_regular(
     made: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ class Mixed(nn.Module):
         return nn.functional.max_pool1d(x, 2).softmax(-1).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_mixed(dynamic: bool, tmp_path: Path) -> None:
     tokens = torch.randint(0, 20, (3, 10))
