@@ -144,8 +144,8 @@ def options_of(
 
     What a choice costs is simulated in its place: all segments take their choice of one number, so
     a dozen simulations of the whole graph give the figures of all segments. Of many equal segments
-    few are simulated, if that gives the same figures as all of them do for the richest choices, the
-    leanest, and the largest groups.
+    few are simulated, if that gives the same figures as all of them do for the leanest choices and
+    the largest groups.
     """
     found = Options(joint, segments, backward_segments(joint, segments), forms)
     found.parts = [[] for _ in range(segments.count)]
@@ -166,8 +166,7 @@ def options_of(
     leanest = [min(parts, key=lambda part: _kept_bytes(joint, part)) for parts in found.parts]
     found.shorter = shorter(joint, segments, found.backward, max(GROUPS))
     if found.shorter is not None:
-        richest = [parts[0] for parts in found.parts]
-        for compared in (leanest, _grouped(found, max(GROUPS), 0, leanest), richest):
+        for compared in (leanest, _grouped(found, max(GROUPS), 0, leanest)):
             if not _same_figures(found, compared):
                 found.shorter = None
                 break
