@@ -27,10 +27,10 @@ T = TypeVar("T")
 Halves = tuple[GraphModule, GraphModule]
 RUNGS = 192
 """Sizes that plans are made for, between the least and the most that a step can use."""
-LEAN = 1000
-"""From this number on are plans for the same sizes that save as few bytes as can be."""
 LOWEST = 4
 """Of them, how many are tried for the least that a step needs."""
+LEAN = 1000
+"""From this number on are plans for the same sizes that save as few bytes as can be."""
 TRUSTED = 0.02
 """The part of an estimate by which programs may be off it."""
 LESSONS = (0.25, 0.75, *(0.0, 0.05, 0.1, 0.15) * 3)
@@ -132,13 +132,14 @@ class StepPlanner:
 
     def _learn(self, figures: Sequence[Figures], size: int, number: int = -1) -> Planned:
         """Make a plan for a size, and take in what its programs hold."""
-        planned = self._quickest(figures, size, number)
+        planned = self._best(figures, size, number)
         assert planned is not None
         self._see(figures, planned)
         return planned
 
-    def _quickest(self, figures: Sequence[Figures], size: int, number: int) -> Planned | None:
-        choice = self._timed(lambda: quickest(figures, size))
+    def _best(self, figures: Sequence[Figures], size: int, number: int) -> Planned | None:
+        best = leanest if number >= LEAN else quickest
+        choice = self._timed(lambda: best(figures, size))
         return None if choice is None else self._plan(*choice, size, number)
 
     @cached_property
@@ -235,7 +236,7 @@ class StepPlanner:
 
     def at(self, size: int) -> Planned | None:
         """The plan for a size between rungs; its programs may need a little more or less."""
-        return self._quickest(self.figures, size, len(self.ladder))
+        return self._best(self.figures, size, len(self.ladder))
 
     def _first_tried(self, room: int) -> int:
         return min(bisect.bisect_right(self.expected, room), len(self.ladder) - 1)
@@ -308,11 +309,8 @@ class StepPlanner:
             raise LookupError(f"planned again, a graph has no plan {number}")
         found = self._planned.get(number)
         if found is None:
-            way = leanest if number >= LEAN else quickest
-            size = self.ladder[number % LEAN]
-            choice = self._timed(lambda: way(self.figures, size))
-            assert choice is not None
-            found = self._plan(*choice, size, number)
+            found = self._best(self.figures, self.ladder[number % LEAN], number)
+            assert found is not None
             self._planned[number] = found
         return found
 

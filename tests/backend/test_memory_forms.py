@@ -192,7 +192,7 @@ def test_a_form_costs_less_time_than_making_everything_again(made: Any) -> None:
     # The ladders of sizes differ, and programs of so small a model hold up to a fifth more than was
     # estimated: a plan may be made for a size that is some rungs smaller.
     assert seconds[0] > seconds[1] * 1.1
-    assert seconds[2] < seconds[1] * 1.2
+    assert seconds[2] < seconds[1] * 1.15
 
 
 @pytest.mark.slow

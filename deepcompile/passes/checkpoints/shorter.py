@@ -1,9 +1,9 @@
 """A model of many equal layers with fewer of them, on which choices are simulated.
 
-What a choice costs is the same for all layers in the middle of a run of equal ones, but for the
-gradients that are there by then. So most of a long run is left out: what behind it reads tensors of
-layers that are left out reads those of the layers before it, as many layers away as they were, and
-the other way round in backward.
+What a choice costs is nearly always the same for all layers in the middle of a run of equal ones,
+but for the gradients that are there by then; `place` compares before it relies on it. So most of a
+long run is left out: what behind it reads tensors of layers that are left out reads those of the
+layers before it, as many layers away as they were, and the other way round in backward.
 """
 
 from __future__ import annotations
